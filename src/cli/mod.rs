@@ -1,0 +1,7 @@
+//! Stub.
+
+use std::process::ExitCode;
+
+pub fn main() -> ExitCode {
+    ExitCode::FAILURE
+}

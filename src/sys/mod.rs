@@ -1,0 +1,4 @@
+//! The only unsafe code of the project: system calls behind safe functions.
+//!
+//! rustix comes first; what it does not wrap is called through libc here. Every function takes and returns owned or
+//! borrowed file descriptors, never raw numbers, and its error names the call with its arguments.

@@ -82,7 +82,7 @@ impl Containers {
         .await;
         match done {
             Ok(()) => {
-                if let Err(error) = self.0.records.remove(&saved.id).await {
+                if let Err(error) = self.0.records.remove(saved.id.to_string()).await {
                     tracing::error!(container = %saved.id, error = %error, "cannot remove the record");
                 }
             }

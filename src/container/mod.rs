@@ -165,7 +165,7 @@ pub(crate) enum ContainerError {
     Record {
         id: String,
         #[source]
-        source: Arc<crate::records::RecordError>,
+        source: Arc<crate::records::RecordsError>,
     },
     #[error("exec command is empty")]
     EmptyCommand,

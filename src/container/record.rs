@@ -14,7 +14,7 @@ use super::spec::{ContainerSpec, Resources};
 use super::state::State;
 use super::user::ContainerUser;
 use crate::id::{ContainerId, Digest, PodId};
-use crate::records::{RecordError, Tree};
+use crate::records::Rows;
 use crate::units::UnixNanos;
 
 /// What never changes about a container.
@@ -53,17 +53,13 @@ pub(crate) struct ContainerRecord {
     pub resources: Resources,
 }
 
-/// The records of all containers.
-#[derive(Debug, Clone)]
-pub(crate) struct Records(pub(crate) Tree<ContainerRecord>);
+/// The records of all containers, by id.
+pub(crate) type Records = Rows<ContainerRecord>;
 
-impl Records {
-    /// Durable when it returns.
-    pub(crate) async fn put(&self, record: ContainerRecord) -> Result<(), RecordError> {
-        self.0.put_async(record.saved.id.to_string(), record).await
-    }
+impl crate::records::Row for ContainerRecord {
+    const TREE: &'static str = "containers";
 
-    pub(crate) async fn remove(&self, id: &ContainerId) -> Result<(), RecordError> {
-        self.0.remove_async(id.to_string()).await
+    fn key(&self) -> String {
+        self.saved.id.to_string()
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum DaemonError {
     #[error(transparent)]
     Setup(#[from] setup::SetupError),
     #[error("cannot read the records")]
-    Records(#[from] crate::records::RecordError),
+    Records(#[from] crate::records::RecordsError),
     #[error(transparent)]
     Serve(#[from] crate::cri::ServeError),
     #[error("cannot listen for signals")]

@@ -19,8 +19,8 @@ use crate::units::UnixNanos;
 
 /// Makes the tables agree with what runs.
 pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
-    let pods = node.pod_records.0.read_all()?;
-    let containers = node.container_records.0.read_all()?;
+    let pods = node.pod_records.read_all();
+    let containers = node.container_records.read_all();
     for damage in pods.unreadable.iter().chain(&containers.unreadable) {
         tracing::error!(record = %damage, "a record cannot be read; it is kept, and what it speaks of is left alone");
     }

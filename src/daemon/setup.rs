@@ -19,7 +19,7 @@ use crate::image::{Store, StoreError};
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
-use crate::records::{RecordError, Records};
+use crate::records::{Records, RecordsError, Rows};
 use crate::task::blocking;
 
 /// Everything the daemon is made of.
@@ -60,7 +60,7 @@ pub(crate) enum SetupError {
     Records {
         path: PathBuf,
         #[source]
-        source: RecordError,
+        source: RecordsError,
     },
     #[error("cannot set the network up")]
     Network(#[source] NetworkError),
@@ -93,9 +93,9 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         let path = run.join("records");
         blocking(move || Records::open(&path).map_err(|source| SetupError::Records { path, source })).await?
     };
-    let opened = |source| SetupError::Records { path: run.join("records"), source };
-    let pod_records = pod::record::Records(records.tree("pods").map_err(opened)?);
-    let container_records = container::record::Records(records.tree("containers").map_err(opened)?);
+    let opened = |source: RecordsError| SetupError::Records { path: run.join("records"), source };
+    let pod_records = Rows::open(&records).map_err(opened)?;
+    let container_records = Rows::open(&records).map_err(opened)?;
     let bin = binaries();
     let monitor = sibling(&bin, "brig-monitor")?;
     sibling(&bin, config::BUNDLED_BINARY)?;

@@ -143,7 +143,7 @@ pub(crate) enum PodError {
     Record {
         id: PodId,
         #[source]
-        source: Arc<crate::records::RecordError>,
+        source: Arc<crate::records::RecordsError>,
     },
     #[error(transparent)]
     Container(#[from] ContainerError),

@@ -13,7 +13,7 @@ use crate::container::bundle::PodView;
 use crate::container::spec::Resources;
 use crate::id::PodId;
 use crate::network::Link;
-use crate::records::{RecordError, Tree};
+use crate::records::Rows;
 use crate::units::UnixNanos;
 
 /// What never changes about a pod.
@@ -40,17 +40,13 @@ pub(crate) struct PodRecord {
     pub resources: Option<Resources>,
 }
 
-/// The records of all pods.
-#[derive(Debug, Clone)]
-pub(crate) struct Records(pub(crate) Tree<PodRecord>);
+/// The records of all pods, by id.
+pub(crate) type Records = Rows<PodRecord>;
 
-impl Records {
-    /// Durable when it returns.
-    pub(crate) async fn put(&self, record: PodRecord) -> Result<(), RecordError> {
-        self.0.put_async(record.saved.id.to_string(), record).await
-    }
+impl crate::records::Row for PodRecord {
+    const TREE: &'static str = "pods";
 
-    pub(crate) async fn remove(&self, id: &PodId) -> Result<(), RecordError> {
-        self.0.remove_async(id.to_string()).await
+    fn key(&self) -> String {
+        self.saved.id.to_string()
     }
 }

@@ -68,7 +68,7 @@ impl Pods {
     pub(super) async fn forget(&self, id: &PodId) -> Result<(), PodError> {
         let (dir, socket) = (self.pod_dir(id), self.socket(id));
         blocking(move || remove_pod_files(&dir, &socket)).await?;
-        let removed = self.0.records.remove(id).await;
+        let removed = self.0.records.remove(id.to_string()).await;
         removed.map_err(|source| PodError::Record { id: id.clone(), source: Arc::new(source) })
     }
 }

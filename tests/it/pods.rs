@@ -1,6 +1,6 @@
 //! Pods and containers through the CRI, with every handler that is installed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use brig::proto::v1::*;
 
@@ -187,7 +187,7 @@ fn privileged_lists_filter_by_state_label_and_id() {
     let node = Node::new();
     node.busybox();
     let mut first = node.pod_config("first");
-    first.labels = HashMap::from([("app".to_owned(), "a".to_owned())]);
+    first.labels = BTreeMap::from([("app".to_owned(), "a".to_owned())]);
     let second = node.pod_config("second");
     let (a, b) = (node.run_pod(&first), node.run_pod(&second));
     let container = node.run_container(&b, &second, "main", "sleep 1000");
@@ -196,7 +196,7 @@ fn privileged_lists_filter_by_state_label_and_id() {
         let answer = node.call(node.runtime.clone().list_pod_sandbox(request)).expect("the list");
         answer.into_inner().items.into_iter().map(|pod| pod.id).collect()
     };
-    let labels = HashMap::from([("app".to_owned(), "a".to_owned())]);
+    let labels = BTreeMap::from([("app".to_owned(), "a".to_owned())]);
     assert_eq!(pods(PodSandboxFilter { label_selector: labels, ..Default::default() }), [a.clone()]);
     assert_eq!(pods(PodSandboxFilter { id: b[..12].to_owned(), ..Default::default() }), [b.clone()]);
     let running = ContainerStateValue { state: ContainerState::ContainerRunning as i32 };
@@ -474,7 +474,7 @@ fn privileged_bad_requests_name_the_field_and_change_nothing() {
     node.busybox();
     let mut config = node.pod_config("bad");
     config.linux.as_mut().expect("linux").sysctls =
-        HashMap::from([("kernel.shm_rmid_forced".to_owned(), "1\nkernel.core_pattern=x".to_owned())]);
+        BTreeMap::from([("kernel.shm_rmid_forced".to_owned(), "1\nkernel.core_pattern=x".to_owned())]);
     let error = node.try_run_pod(&config).expect_err("a line feed in a sysctl");
     assert_eq!(error.code(), tonic::Code::InvalidArgument, "{error}");
     assert!(error.message().contains("kernel.shm_rmid_forced"), "{error}");

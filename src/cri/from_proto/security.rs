@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{
-    ARG_BYTES_MAX, BadRequest, NAME_BYTES_MAX, absolute, absolute_inside, at_most, enumerated, id, ids, name, some_id,
+    BadRequest, NAME_BYTES_MAX, PATH_BYTES_MAX, absolute, absolute_inside, at_most, enumerated, id, ids, name, some_id,
     text,
 };
 use crate::container::spec::{
@@ -227,7 +227,7 @@ fn security_profile(at: &str, profile: v1::SecurityProfile) -> Result<SecurityPr
     use v1::security_profile::ProfileType;
     let kind = enumerated(format_args!("{at}.profile_type"), profile.profile_type)?;
     let field = format!("{at}.localhost_ref");
-    let reference = text(&field, profile.localhost_ref, ARG_BYTES_MAX.min(4095))?;
+    let reference = text(&field, profile.localhost_ref, PATH_BYTES_MAX)?;
     match kind {
         ProfileType::RuntimeDefault | ProfileType::Unconfined if !reference.is_empty() => {
             Err(BadRequest::needs(field, "profile_type Localhost"))
@@ -241,7 +241,7 @@ fn security_profile(at: &str, profile: v1::SecurityProfile) -> Result<SecurityPr
 
 /// The words of the deprecated fields; `None` when nothing is said.
 fn older_profile(field: &str, words: String) -> Result<Option<SecurityProfile>, BadRequest> {
-    let words = text(field, words, 4095)?;
+    let words = text(field, words, PATH_BYTES_MAX)?;
     match words.as_str() {
         "" => Ok(None),
         "runtime/default" | "docker/default" => Ok(Some(SecurityProfile::RuntimeDefault)),

@@ -1,8 +1,8 @@
 //! CreateContainer: ContainerConfig to [`ContainerSpec`].
 
 use super::{
-    ARG_BYTES_MAX, BadRequest, absolute, absolute_inside, annotations, arguments, enumerated, image, labels, name,
-    relative, resources, security, text,
+    ARG_BYTES_MAX, BadRequest, absolute, absolute_inside, annotations, arguments, enumerated, image, labels,
+    name, relative, resources, security, text,
 };
 use crate::container::spec::{ContainerSpec, Device, Mount, MountSource, Propagation, Resources};
 use crate::pod::spec::PodSpec;
@@ -43,7 +43,11 @@ pub(crate) fn container_spec(config: Option<v1::ContainerConfig>) -> Result<Cont
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        resources: linux.resources.map(|it| resources("config.linux.resources", it)).transpose()?.unwrap_or_default(),
+        resources: linux
+            .resources
+            .map(|it| resources("config.linux.resources", it))
+            .transpose()?
+            .unwrap_or_default(),
         security: security::of_container(at, linux.security_context.unwrap_or_default())?,
         stop_signal: stop_signal(config.stop_signal)?,
     })
@@ -66,7 +70,9 @@ pub(crate) fn fits_pod(spec: &ContainerSpec, pod: &PodSpec) -> Result<(), BadReq
 }
 
 /// What UpdateContainerResources asks for.
-pub(crate) fn container_update(request: v1::UpdateContainerResourcesRequest) -> Result<Resources, BadRequest> {
+pub(crate) fn container_update(
+    request: v1::UpdateContainerResourcesRequest,
+) -> Result<Resources, BadRequest> {
     if request.windows.is_some() {
         return Err(BadRequest::unsupported("windows", "this server runs Linux containers"));
     }
@@ -85,8 +91,9 @@ fn environment((i, env): (usize, v1::KeyValue)) -> Result<(String, String), BadR
     // The kernel takes key, "=" and value as one string.
     let bytes_max = ARG_BYTES_MAX.saturating_sub(key.len() + 1);
     let field = format!("{at}.value");
-    let value = String::from_utf8(env.value)
-        .map_err(|err| BadRequest::malformed(&field, &String::from_utf8_lossy(err.as_bytes()), "must be UTF-8"))?;
+    let value = String::from_utf8(env.value).map_err(|err| {
+        BadRequest::malformed(&field, &String::from_utf8_lossy(err.as_bytes()), "must be UTF-8")
+    })?;
     Ok((key, text(field, value, bytes_max)?))
 }
 
@@ -118,7 +125,10 @@ fn mount((i, asked): (usize, v1::Mount)) -> Result<Mount, BadRequest> {
         return Err(BadRequest::needs(format_args!("{at}.recursive_read_only"), "readonly"));
     }
     if asked.recursive_read_only && propagation != Propagation::Private {
-        return Err(BadRequest::needs(format_args!("{at}.recursive_read_only"), "propagation PROPAGATION_PRIVATE"));
+        return Err(BadRequest::needs(
+            format_args!("{at}.recursive_read_only"),
+            "propagation PROPAGATION_PRIVATE",
+        ));
     }
     let container_path = absolute_inside(format_args!("{at}.container_path"), asked.container_path)?;
     if container_path.as_os_str() == "/" {
@@ -128,8 +138,11 @@ fn mount((i, asked): (usize, v1::Mount)) -> Result<Mount, BadRequest> {
     let uid_mappings = security::mappings(&format!("{at}.uidMappings"), asked.uid_mappings)?;
     let gid_mappings = security::mappings(&format!("{at}.gidMappings"), asked.gid_mappings)?;
     if uid_mappings.is_empty() != gid_mappings.is_empty() {
-        let (have, need) =
-            if uid_mappings.is_empty() { ("gidMappings", "uidMappings") } else { ("uidMappings", "gidMappings") };
+        let (have, need) = if uid_mappings.is_empty() {
+            ("gidMappings", "uidMappings")
+        } else {
+            ("uidMappings", "gidMappings")
+        };
         return Err(BadRequest::needs(format_args!("{at}.{have}"), need));
     }
     Ok(Mount {
@@ -164,7 +177,8 @@ fn device((i, asked): (usize, v1::Device)) -> Result<Device, BadRequest> {
 /// `vendor.example/class=name`, as the Container Device Interface qualifies names.
 fn cdi_device((i, asked): (usize, v1::CdiDevice)) -> Result<String, BadRequest> {
     let word = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':'))
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':'))
     };
     let fits = asked.name.split_once('=').is_some_and(|(kind, device)| {
         word(device) && kind.split_once('/').is_some_and(|(vendor, class)| word(vendor) && word(class))
@@ -231,7 +245,10 @@ mod tests {
 
     #[test]
     fn a_log_stays_in_the_pods_directory() {
-        assert_eq!(with(|c| c.log_path = "web/1.log".into()).unwrap().log_path, Some(PathBuf::from("web/1.log")));
+        assert_eq!(
+            with(|c| c.log_path = "web/1.log".into()).unwrap().log_path,
+            Some(PathBuf::from("web/1.log"))
+        );
         for bad in ["/etc/passwd", "../x", "a/../../x"] {
             assert_eq!(
                 with(|c| c.log_path = bad.into()).unwrap_err(),
@@ -243,7 +260,8 @@ mod tests {
     #[test]
     fn the_environment_is_what_the_kernel_takes() {
         let env = |key: &str, value: &[u8]| {
-            with(|c| c.envs = vec![v1::KeyValue { key: key.into(), value: value.to_vec() }]).map(|spec| spec.envs)
+            with(|c| c.envs = vec![v1::KeyValue { key: key.into(), value: value.to_vec() }])
+                .map(|spec| spec.envs)
         };
         assert_eq!(env("A", b"b=c"), Ok(vec![("A".into(), "b=c".into())]));
         assert_eq!(env("", b"x").unwrap_err(), "config.envs[0].key is required");
@@ -271,7 +289,9 @@ mod tests {
         })
         .unwrap();
         assert!(of_image.readonly);
-        assert!(matches!(of_image.source, MountSource::Image { sub_path: Some(path), .. } if path == PathBuf::from("a/b")));
+        assert!(
+            matches!(of_image.source, MountSource::Image { sub_path: Some(path), .. } if path == PathBuf::from("a/b"))
+        );
         assert_eq!(
             mounted(|m| m.image = image()).unwrap_err(),
             "config.mounts[0].host_path and config.mounts[0].image are both set: set one of them"
@@ -282,23 +302,36 @@ mod tests {
             "config.mounts[0].image_sub_path is set: it needs image"
         );
         assert!(
-            mounted(|m| (m.host_path, m.image, m.image_sub_path) = (String::new(), image(), "../x".into())).is_err()
+            mounted(|m| (m.host_path, m.image, m.image_sub_path) = (String::new(), image(), "../x".into()))
+                .is_err()
         );
     }
 
     #[test]
     fn mounts_are_absolute_and_their_flags_agree() {
-        assert_eq!(mounted(|m| m.container_path = "/a/../data/".into()).unwrap().container_path, PathBuf::from("/data"));
+        assert_eq!(
+            mounted(|m| m.container_path = "/a/../data/".into()).unwrap().container_path,
+            PathBuf::from("/data")
+        );
         for (edit, error) in [
-            ((|m| m.container_path = "data".into()) as fn(&mut v1::Mount), "container_path is \"data\": must be an absolute path"),
-            (|m| m.container_path = "/..".into(), "container_path is \"/\": would hide the whole rootfs; mount below it"),
+            (
+                (|m| m.container_path = "data".into()) as fn(&mut v1::Mount),
+                "container_path is \"data\": must be an absolute path",
+            ),
+            (
+                |m| m.container_path = "/..".into(),
+                "container_path is \"/\": would hide the whole rootfs; mount below it",
+            ),
             (|m| m.host_path = "srv".into(), "host_path is \"srv\": must be an absolute path"),
             (|m| m.recursive_read_only = true, "recursive_read_only is set: it needs readonly"),
             (
                 |m| (m.readonly, m.recursive_read_only, m.propagation) = (true, true, 1),
                 "recursive_read_only is set: it needs propagation PROPAGATION_PRIVATE",
             ),
-            (|m| m.propagation = 3, "propagation is \"3\": is none of the enum's values in the CRI's version 1"),
+            (
+                |m| m.propagation = 3,
+                "propagation is \"3\": is none of the enum's values in the CRI's version 1",
+            ),
             (
                 |m| m.uid_mappings = vec![v1::IdMapping { host_id: 1, container_id: 0, length: 1 }],
                 "uidMappings is set: it needs gidMappings",
@@ -335,9 +368,14 @@ mod tests {
     #[test]
     fn stop_signals_get_their_usual_names() {
         let signal = |number: i32| with(|c| c.stop_signal = number).map(|spec| spec.stop_signal);
-        for (number, name) in
-            [(1, "SIGABRT"), (23, "SIGTERM"), (35, "SIGRTMIN"), (38, "SIGRTMIN+3"), (64, "SIGRTMAX-1"), (65, "SIGRTMAX")]
-        {
+        for (number, name) in [
+            (1, "SIGABRT"),
+            (23, "SIGTERM"),
+            (35, "SIGRTMIN"),
+            (38, "SIGRTMIN+3"),
+            (64, "SIGRTMAX-1"),
+            (65, "SIGRTMAX"),
+        ] {
             assert_eq!(signal(number), Ok(Some(name.to_owned())));
         }
         assert_eq!(signal(0), Ok(None));

@@ -21,7 +21,11 @@ pub(crate) fn image_spec(field: &str, asked: Option<v1::ImageSpec>) -> Result<Im
     Ok(ImageSpec {
         image: part("image", asked.image)?,
         user_specified_image: part("user_specified_image", asked.user_specified_image)?,
-        runtime_handler: text(format_args!("{field}.runtime_handler"), asked.runtime_handler, NAME_BYTES_MAX)?,
+        runtime_handler: text(
+            format_args!("{field}.runtime_handler"),
+            asked.runtime_handler,
+            NAME_BYTES_MAX,
+        )?,
         annotations: annotations(format_args!("{field}.annotations"), asked.annotations)?,
     })
 }

@@ -167,7 +167,10 @@ fn ranged(field: impl Display, value: i64, min: i64, max: i64) -> Result<i64, Ba
     }
 }
 
-fn labels(field: impl Display, labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, BadRequest> {
+fn labels(
+    field: impl Display,
+    labels: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, BadRequest> {
     for (key, value) in &labels {
         let bytes = key.len() + value.len();
         if bytes > LABEL_BYTES_MAX {
@@ -178,16 +181,26 @@ fn labels(field: impl Display, labels: BTreeMap<String, String>) -> Result<BTree
     keyed_text(field, labels)
 }
 
-fn annotations(field: impl Display, notes: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, BadRequest> {
+fn annotations(
+    field: impl Display,
+    notes: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, BadRequest> {
     let bytes = notes.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > ANNOTATIONS_BYTES_MAX {
-        return Err(BadRequest::TooLong { field: field.to_string(), bytes, bytes_max: ANNOTATIONS_BYTES_MAX });
+        return Err(BadRequest::TooLong {
+            field: field.to_string(),
+            bytes,
+            bytes_max: ANNOTATIONS_BYTES_MAX,
+        });
     }
     keyed_text(field, notes)
 }
 
 /// No empty key, no NUL in keys or values.
-fn keyed_text(field: impl Display, map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, BadRequest> {
+fn keyed_text(
+    field: impl Display,
+    map: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, BadRequest> {
     for (key, value) in &map {
         if key.is_empty() {
             return Err(BadRequest::missing(format_args!("the key of an entry of {field}")));
@@ -202,7 +215,11 @@ fn keyed_text(field: impl Display, map: BTreeMap<String, String>) -> Result<BTre
 /// An enum's number as the generated type.
 fn enumerated<E: TryFrom<i32>>(field: impl Display, number: i32) -> Result<E, BadRequest> {
     E::try_from(number).map_err(|_| {
-        BadRequest::malformed(field, &number.to_string(), "is none of the enum's values in the CRI's version 1")
+        BadRequest::malformed(
+            field,
+            &number.to_string(),
+            "is none of the enum's values in the CRI's version 1",
+        )
     })
 }
 
@@ -232,7 +249,10 @@ pub(crate) fn grace(timeout_s: i64) -> Duration {
 }
 
 /// ExecSync's command and `timeout`, where no timeout is 0.
-pub(crate) fn exec_sync(cmd: Vec<String>, timeout_s: i64) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
+pub(crate) fn exec_sync(
+    cmd: Vec<String>,
+    timeout_s: i64,
+) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
     let timeout_s = ranged("timeout", timeout_s, 0, i64::from(i32::MAX))?;
     Ok((command("cmd", cmd)?, (timeout_s > 0).then(|| grace(timeout_s))))
 }
@@ -276,7 +296,9 @@ mod tests {
 
     #[test]
     fn paths_inside_a_rootfs_lose_their_dots() {
-        for (given, clean) in [("/a/../b", "/b"), ("/../../etc", "/etc"), ("/a/./b//c/", "/a/b/c"), ("/..", "/")] {
+        for (given, clean) in
+            [("/a/../b", "/b"), ("/../../etc", "/etc"), ("/a/./b//c/", "/a/b/c"), ("/..", "/")]
+        {
             assert_eq!(absolute_inside("p", given.into()), Ok(PathBuf::from(clean)), "{given}");
         }
     }
@@ -285,7 +307,8 @@ mod tests {
     fn ids_end_one_before_the_value_that_means_no_change() {
         assert_eq!(id("u", 4_294_967_294), Ok(4_294_967_294));
         for bad in [-1, 4_294_967_295, i64::MIN, i64::MAX] {
-            let expected = BadRequest::OutOfRange { field: "u".into(), value: bad, min: 0, max: 4_294_967_294 };
+            let expected =
+                BadRequest::OutOfRange { field: "u".into(), value: bad, min: 0, max: 4_294_967_294 };
             assert_eq!(id("u", bad), Err(expected));
         }
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use super::{
-    ARG_BYTES_MAX, BadRequest, NAME_BYTES_MAX, PATH_BYTES_MAX, absolute, annotations, at_most, enumerated, keyed_text,
-    labels, name, ranged, resources, security, text,
+    ARG_BYTES_MAX, BadRequest, NAME_BYTES_MAX, PATH_BYTES_MAX, absolute, annotations, at_most, enumerated,
+    keyed_text, labels, name, ranged, resources, security, text,
 };
 use crate::container::spec::{NamespaceMode, Namespaces, Resources};
 use crate::pod::spec::{DnsConfig, PodIdentity, PodSpec, PortMapping, Protocol};
@@ -32,7 +32,8 @@ pub(crate) fn pod_spec(request: v1::RunPodSandboxRequest) -> Result<PodSpec, Bad
         return Err(BadRequest::unsupported("config.windows", "this server runs Linux pods"));
     }
     let linux = config.linux.unwrap_or_default();
-    let security = security::of_pod("config.linux.security_context", linux.security_context.unwrap_or_default())?;
+    let security =
+        security::of_pod("config.linux.security_context", linux.security_context.unwrap_or_default())?;
     Ok(PodSpec {
         identity: identity(config.metadata)?,
         handler,
@@ -94,7 +95,8 @@ fn hostname(hostname: String) -> Result<String, BadRequest> {
     if hostname.is_empty() || hostname.split('.').all(fits) {
         Ok(hostname)
     } else {
-        let limit = "must be labels of letters, digits and inner hyphens, at most 63 bytes each, joined by dots";
+        let limit =
+            "must be labels of letters, digits and inner hyphens, at most 63 bytes each, joined by dots";
         Err(BadRequest::malformed(field, &hostname, limit))
     }
 }
@@ -154,7 +156,11 @@ fn ports(asked: Vec<v1::PortMapping>) -> Result<Vec<PortMapping>, BadRequest> {
                 ip => match ip.parse() {
                     Ok(ip) => Some(ip),
                     Err(_) => {
-                        return Err(BadRequest::malformed(format_args!("{at}.host_ip"), &ip, "must be an IP address"));
+                        return Err(BadRequest::malformed(
+                            format_args!("{at}.host_ip"),
+                            &ip,
+                            "must be an IP address",
+                        ));
                     }
                 },
             },
@@ -210,7 +216,11 @@ fn sysctls(
         } else if dotted.starts_with("net.") {
             ("a pod with a network of its own", &namespaces.network)
         } else {
-            return Err(BadRequest::malformed(field, key, "belongs to the host, not to a namespace of the pod"));
+            return Err(BadRequest::malformed(
+                field,
+                key,
+                "belongs to the host, not to a namespace of the pod",
+            ));
         };
         if *mode == NamespaceMode::Node {
             return Err(BadRequest::needs(format_args!("{field}[{key:?}]"), namespace));
@@ -293,7 +303,8 @@ mod tests {
             container_port,
             host_ip: host_ip.into(),
         };
-        let ports = |list: &[v1::PortMapping]| with(|c| c.port_mappings = list.to_vec()).map(|spec| spec.ports);
+        let ports =
+            |list: &[v1::PortMapping]| with(|c| c.port_mappings = list.to_vec()).map(|spec| spec.ports);
         assert_eq!(
             ports(&[port(2, 8080, 80, "::1"), port(0, 0, 0, "")]),
             Ok(vec![
@@ -327,18 +338,25 @@ mod tests {
             linux(|l| {
                 l.sysctls.insert(key.to_owned(), "1".to_owned());
                 let mode = if node { v1::NamespaceMode::Node } else { v1::NamespaceMode::Pod };
-                l.security_context.get_or_insert_default().namespace_options =
-                    Some(v1::NamespaceOption { network: mode.into(), ipc: mode.into(), ..Default::default() });
+                l.security_context.get_or_insert_default().namespace_options = Some(v1::NamespaceOption {
+                    network: mode.into(),
+                    ipc: mode.into(),
+                    ..Default::default()
+                });
             })
         };
-        for good in ["net.ipv4.ip_forward", "kernel.shm_rmid_forced", "fs.mqueue.msg_max", "net/ipv4/conf/eth0.1/mtu"] {
+        for good in
+            ["net.ipv4.ip_forward", "kernel.shm_rmid_forced", "fs.mqueue.msg_max", "net/ipv4/conf/eth0.1/mtu"]
+        {
             assert!(sysctl(good, false).is_ok(), "{good}");
             assert!(sysctl(good, true).unwrap_err().contains("is set: it needs a pod with"), "{good}");
         }
         for bad in ["kernel.core_pattern", "vm.swappiness", "kernel.hostname", "fs.file-max"] {
             assert_eq!(
                 sysctl(bad, false),
-                Err(format!("config.linux.sysctls is {bad:?}: belongs to the host, not to a namespace of the pod"))
+                Err(format!(
+                    "config.linux.sysctls is {bad:?}: belongs to the host, not to a namespace of the pod"
+                ))
             );
         }
         for bad in ["net..x", "net/../../kernel/core_pattern", "", "/net/x", "net.ipv4.ip forward"] {
@@ -351,8 +369,11 @@ mod tests {
         let dns = |servers: &[&str], searches: &[&str], options: &[&str]| {
             let list = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect();
             with(|c| {
-                c.dns_config =
-                    Some(v1::DnsConfig { servers: list(servers), searches: list(searches), options: list(options) });
+                c.dns_config = Some(v1::DnsConfig {
+                    servers: list(servers),
+                    searches: list(searches),
+                    options: list(options),
+                });
             })
         };
         assert!(dns(&["10.0.0.10", "fe80::1%eth0"], &["svc.cluster.local", "."], &["ndots:5"]).is_ok());
@@ -381,7 +402,10 @@ mod tests {
             memory_swap_limit_in_bytes: 1 << 20,
             oom_score_adj: -997,
             cpuset_cpus: "0-3,7".into(),
-            unified: BTreeMap::from([("memory.high".into(), "max".into()), ("hugetlb.2MB.max".into(), "0".into())]),
+            unified: BTreeMap::from([
+                ("memory.high".into(), "max".into()),
+                ("hugetlb.2MB.max".into(), "0".into()),
+            ]),
             hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
             ..R::default()
         })
@@ -391,7 +415,10 @@ mod tests {
         let at = "config.linux.resources";
         for (bad, error) in [
             (R { cpu_period: 999, ..R::default() }, "cpu_period is 999: must be 1000 to 1000000"),
-            (R { cpu_quota: 500, ..R::default() }, r#"cpu_quota is "500": must be -1 (no limit) or at least 1000"#),
+            (
+                R { cpu_quota: 500, ..R::default() },
+                r#"cpu_quota is "500": must be -1 (no limit) or at least 1000"#,
+            ),
             (R { cpu_shares: 1, ..R::default() }, "cpu_shares is 1: must be 2 to 262144"),
             (R { oom_score_adj: 1001, ..R::default() }, "oom_score_adj is 1001: must be -1000 to 1000"),
             (

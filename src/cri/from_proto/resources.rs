@@ -31,7 +31,11 @@ pub(crate) fn resources(field: &str, asked: v1::LinuxContainerResources) -> Resu
         value => Err(BadRequest::malformed(
             format_args!("{field}.{name}"),
             &value.to_string(),
-            if min > 1 { "must be -1 (no limit) or at least 1000" } else { "must be -1 (no limit) or positive" },
+            if min > 1 {
+                "must be -1 (no limit) or at least 1000"
+            } else {
+                "must be -1 (no limit) or positive"
+            },
         )),
     };
     let unsigned = |value: i64| u64::try_from(value).expect("the range starts above 0");
@@ -89,7 +93,11 @@ fn hugepages(field: &str, limits: Vec<v1::HugepageLimit>) -> Result<Vec<Hugepage
         // As hugetlb_cgroup in the kernel names its files: digits and KB, MB or GB.
         let digits = ["KB", "MB", "GB"].iter().find_map(|unit| page_size.strip_suffix(unit)).unwrap_or("");
         if digits.is_empty() || digits.len() > 4 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(BadRequest::malformed(field, &page_size, "must be a size such as \"2MB\" or \"1GB\""));
+            return Err(BadRequest::malformed(
+                field,
+                &page_size,
+                "must be a size such as \"2MB\" or \"1GB\"",
+            ));
         }
         if checked.iter().any(|earlier| earlier.page_size == page_size) {
             return Err(BadRequest::malformed(field, &page_size, "each page size may be limited once"));
@@ -105,7 +113,9 @@ fn unified(field: &str, files: BTreeMap<String, String>) -> Result<BTreeMap<Stri
     for file in files.keys() {
         let plain = |part: &str| {
             !part.is_empty()
-                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'))
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'))
         };
         let fits = file
             .split_once('.')
@@ -113,7 +123,11 @@ fn unified(field: &str, files: BTreeMap<String, String>) -> Result<BTreeMap<Stri
         // Huge page files have upper case units: hugetlb.2MB.max.
         let hugetlb = file.starts_with("hugetlb.") && !file.contains('/');
         if !fits && !hugetlb {
-            return Err(BadRequest::malformed(field, file, "must be a file of a controller such as \"memory.high\""));
+            return Err(BadRequest::malformed(
+                field,
+                file,
+                "must be a file of a controller such as \"memory.high\"",
+            ));
         }
     }
     keyed_text(field, files)

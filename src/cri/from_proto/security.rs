@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{
-    BadRequest, NAME_BYTES_MAX, PATH_BYTES_MAX, absolute, absolute_inside, at_most, enumerated, id, ids, name, some_id,
-    text,
+    BadRequest, NAME_BYTES_MAX, PATH_BYTES_MAX, absolute, absolute_inside, at_most, enumerated, id, ids,
+    name, some_id, text,
 };
 use crate::container::spec::{
     Capabilities, IdMapping, NamespaceMode, Namespaces, RunAsUser, Security, SecurityProfile, SelinuxOptions,
@@ -84,7 +84,10 @@ pub(super) fn of_pod(at: &str, asked: v1::LinuxSandboxSecurityContext) -> Result
     })
 }
 
-pub(super) fn of_container(at: &str, asked: v1::LinuxContainerSecurityContext) -> Result<Security, BadRequest> {
+pub(super) fn of_container(
+    at: &str,
+    asked: v1::LinuxContainerSecurityContext,
+) -> Result<Security, BadRequest> {
     #[expect(deprecated, reason = "older clients send these two alone")]
     let (seccomp_path, apparmor_text) = (asked.seccomp_profile_path, asked.apparmor_profile);
     let run_as_user = user(at, asked.run_as_user, asked.run_as_username)?;
@@ -119,7 +122,11 @@ fn user(at: &str, uid: Option<v1::Int64Value>, username: String) -> Result<Optio
         (None, username) => {
             let username = name(&name_field, username)?;
             if username.contains(':') {
-                return Err(BadRequest::malformed(name_field, &username, "must be a user's name without a group"));
+                return Err(BadRequest::malformed(
+                    name_field,
+                    &username,
+                    "must be a user's name without a group",
+                ));
             }
             Ok(Some(RunAsUser::Name(username)))
         }
@@ -190,7 +197,11 @@ fn capability(name: &str) -> Option<&'static str> {
     CAPABILITIES.into_iter().find(|known| &known["CAP_".len()..] == bare)
 }
 
-fn seccomp(at: &str, profile: Option<v1::SecurityProfile>, older: String) -> Result<SecurityProfile, BadRequest> {
+fn seccomp(
+    at: &str,
+    profile: Option<v1::SecurityProfile>,
+    older: String,
+) -> Result<SecurityProfile, BadRequest> {
     let (field, profile) = match profile {
         // Kubelets before 1.27 sent both; the structured form is the newer one.
         Some(profile) => {
@@ -212,7 +223,11 @@ fn seccomp(at: &str, profile: Option<v1::SecurityProfile>, older: String) -> Res
 
 /// Unlike seccomp, AppArmor is on when the request is silent: the CRI text calls `runtime/default` "equivalent to not
 /// specifying a profile". On a host without AppArmor the default confines nothing.
-fn apparmor(at: &str, profile: Option<v1::SecurityProfile>, older: String) -> Result<SecurityProfile, BadRequest> {
+fn apparmor(
+    at: &str,
+    profile: Option<v1::SecurityProfile>,
+    older: String,
+) -> Result<SecurityProfile, BadRequest> {
     match profile {
         Some(profile) => security_profile(&format!("{at}.apparmor"), profile),
         None => {
@@ -247,7 +262,9 @@ fn older_profile(field: &str, words: String) -> Result<Option<SecurityProfile>, 
         "runtime/default" | "docker/default" => Ok(Some(SecurityProfile::RuntimeDefault)),
         "unconfined" => Ok(Some(SecurityProfile::Unconfined)),
         other => match other.strip_prefix("localhost/") {
-            Some(reference) if !reference.is_empty() => Ok(Some(SecurityProfile::Localhost(reference.to_owned()))),
+            Some(reference) if !reference.is_empty() => {
+                Ok(Some(SecurityProfile::Localhost(reference.to_owned())))
+            }
             _ => Err(BadRequest::malformed(
                 field,
                 other,
@@ -278,7 +295,11 @@ fn namespaces(at: &str, whose: Whose, asked: Option<v1::NamespaceOption>) -> Res
         let field = format!("{at}.pid");
         match enumerated(&field, asked.pid)? {
             v1::NamespaceMode::Target if whose == Whose::Pod => {
-                return Err(BadRequest::malformed(field, "TARGET", "must be POD, CONTAINER or NODE for a pod"));
+                return Err(BadRequest::malformed(
+                    field,
+                    "TARGET",
+                    "must be POD, CONTAINER or NODE for a pod",
+                ));
             }
             v1::NamespaceMode::Target if asked.target_id.is_empty() => {
                 return Err(BadRequest::missing(format_args!("{at}.target_id")));
@@ -298,7 +319,9 @@ fn namespaces(at: &str, whose: Whose, asked: Option<v1::NamespaceOption>) -> Res
         network: pod_or_node("network", asked.network)?,
         pid,
         ipc: pod_or_node("ipc", asked.ipc)?,
-        user: asked.userns_options.map_or(Ok(None), |user| user_namespace(&format!("{at}.userns_options"), user))?,
+        user: asked
+            .userns_options
+            .map_or(Ok(None), |user| user_namespace(&format!("{at}.userns_options"), user))?,
     })
 }
 
@@ -331,7 +354,11 @@ fn user_namespace(at: &str, asked: v1::UserNamespace) -> Result<Option<UserNames
             }
             if uids != gids {
                 let value = format!("host_id {}, length {}", gids[0].host, gids[0].length);
-                return Err(BadRequest::malformed(format_args!("{at}.gids"), &value, "must be the same as uids"));
+                return Err(BadRequest::malformed(
+                    format_args!("{at}.gids"),
+                    &value,
+                    "must be the same as uids",
+                ));
             }
             Ok(Some(UserNamespace { uids, gids }))
         }
@@ -393,7 +420,11 @@ mod tests {
         let named = container(|c| (c.run_as_username, c.run_as_group) = ("www".into(), number(5))).unwrap();
         assert_eq!((named.run_as_user, named.run_as_group), (Some(RunAsUser::Name("www".into())), Some(5)));
         assert!(container(|c| c.run_as_username = "www:www".into()).is_err());
-        assert!(container(|c| c.supplemental_groups = vec![1, -1]).unwrap_err().contains("supplemental_groups[1]"));
+        assert!(
+            container(|c| c.supplemental_groups = vec![1, -1])
+                .unwrap_err()
+                .contains("supplemental_groups[1]")
+        );
     }
 
     #[test]
@@ -467,7 +498,8 @@ mod tests {
         ] {
             assert!(namespaces(AT, whose, Some(options(pid, target))).is_err());
         }
-        let own_network = v1::NamespaceOption { network: v1::NamespaceMode::Container.into(), ..Default::default() };
+        let own_network =
+            v1::NamespaceOption { network: v1::NamespaceMode::Container.into(), ..Default::default() };
         assert_eq!(
             namespaces(AT, Whose::Pod, Some(own_network)).unwrap_err().to_string(),
             format!("{AT}.namespace_options.network is \"CONTAINER\": must be POD or NODE")
@@ -496,7 +528,12 @@ mod tests {
             (pod, &[], &good, "u.uids is required"),
             (pod, &good, &[], "u.gids is required"),
             (pod, &[good[0], good[0]], &good, "u.uids has 2 entries: at most 1 are allowed"),
-            (pod, &good, &[map(1, 0, 65_536)], "u.gids is \"host_id 1, length 65536\": must be the same as uids"),
+            (
+                pod,
+                &good,
+                &[map(1, 0, 65_536)],
+                "u.gids is \"host_id 1, length 65536\": must be the same as uids",
+            ),
             (
                 pod,
                 &[map(u32::MAX, 0, 1)],

@@ -1,5 +1,8 @@
 //! Stub.
 
+mod args;
+mod config;
+
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {

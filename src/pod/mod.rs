@@ -1,3 +1,4 @@
 //! Stub.
 
 pub(crate) mod spec;
+pub(crate) mod status;

@@ -9,6 +9,9 @@ mod notify;
 mod recover;
 mod setup;
 
+mod args;
+mod config;
+
 use std::process::ExitCode;
 use std::time::Duration;
 

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+pub(crate) mod seccomp;
+
 pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }

@@ -2,3 +2,5 @@
 //!
 //! rustix comes first; what it does not wrap is called through libc here. Every function takes and returns owned or
 //! borrowed file descriptors, never raw numbers, and its error names the call with its arguments.
+
+pub(crate) mod bpf;

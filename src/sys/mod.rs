@@ -4,3 +4,4 @@
 //! borrowed file descriptors, never raw numbers, and its error names the call with its arguments.
 
 pub(crate) mod bpf;
+pub(crate) mod cgroup;

@@ -1,7 +1,7 @@
 //! Stub.
 
-mod args;
-mod config;
+pub(crate) mod args;
+pub(crate) mod config;
 
 use std::process::ExitCode;
 

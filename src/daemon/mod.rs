@@ -9,8 +9,8 @@ mod notify;
 mod recover;
 mod setup;
 
-mod args;
-mod config;
+pub(crate) mod args;
+pub(crate) mod config;
 
 use std::process::ExitCode;
 use std::time::Duration;

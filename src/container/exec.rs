@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Spec;
 
 use super::state::Request;
 use super::{ContainerError, Containers, denied, monitor_error};
@@ -51,7 +51,7 @@ impl Containers {
         container: &Arc<super::Container>,
         command: &[String],
         terminal: bool,
-    ) -> Result<Process, ContainerError> {
+    ) -> Result<String, ContainerError> {
         let path = self.bundle_dir(container.id()).join("config.json");
         let file = |source: std::io::Error| ContainerError::File {
             action: "read",
@@ -65,6 +65,6 @@ impl Containers {
         let spec: Spec = serde_json::from_slice(&read).map_err(|e| file(std::io::Error::other(e)))?;
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_args(Some(command.to_vec())).set_terminal(Some(terminal));
-        Ok(process)
+        Ok(serde_json::to_string(&process).expect("an OCI process has only string keys"))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::monitor::wire::Runtime;
+
 /// One `[handlers.NAME]` of the configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handler {
@@ -17,4 +19,17 @@ pub(crate) struct Handler {
     pub systemd_cgroup: bool,
     /// Pod and container annotations with one of these prefixes reach the OCI config.
     pub allowed_annotations: Vec<String>,
+}
+
+impl Handler {
+    /// How a monitor calls it.
+    pub(crate) fn runtime(&self) -> Runtime {
+        Runtime {
+            path: self.path.clone(),
+            root: self.root.clone(),
+            options: self.options.clone(),
+            systemd_cgroup: self.systemd_cgroup,
+            bundled: self.bundled,
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::socket;
 use crate::units::Bytes;
 
-pub(crate) use super::wire::{IdMap, Ready, UserMappings};
+pub(crate) use super::wire::{IdMap, Namespaces, Ready, UserMappings};
 
 /// Namespaces take a monitor about a millisecond; a machine under memory pressure may need seconds.
 const READY_WAIT: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub(crate) struct SpawnRequest {
     pub socket: PathBuf,
     /// Joined by the monitor; `None` leaves it in the host's.
     pub mount_namespace: Option<Arc<OwnedFd>>,
-    pub namespaces: wire::Namespaces,
+    pub namespaces: Namespaces,
     pub hostname: Option<String>,
     pub sysctls: BTreeMap<String, String>,
     pub shm: Option<Shm>,

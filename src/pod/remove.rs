@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 
 use super::{PodError, Pods};
 use crate::events::EventKind;
-use crate::sys::cgroup;
+use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
 use crate::task::{blocking, detached};
 
 impl Pods {
@@ -28,8 +28,8 @@ impl Pods {
             let containers = this.0.containers.of_pod(pod.id());
             let removed = join_all(containers.iter().map(|c| this.0.containers.remove_container(c))).await;
             removed.into_iter().collect::<Result<Vec<_>, _>>()?;
-            if let Some(parent) = pod.live().view.own_cgroup() {
-                blocking(move || cgroup::remove_tree(&parent)).await.map_err(|source| PodError::Resources {
+            if let Some(path) = pod.live().view.own_cgroup() {
+                blocking(move || remove_cgroup(&path)).await.map_err(|source| PodError::Resources {
                     id: pod.id().clone(),
                     source: Arc::new(source),
                 })?;
@@ -40,5 +40,14 @@ impl Pods {
             Ok(())
         })
         .await
+    }
+}
+
+/// Removes the pod's own cgroup, with what is left below it; one that was never made is fine.
+fn remove_cgroup(path: &CgroupPath) -> Result<(), CgroupError> {
+    match Cgroup::open(&Hierarchy::of_host()?, path) {
+        Ok(cgroup) => cgroup.remove(),
+        Err(CgroupError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }

@@ -12,11 +12,11 @@ use super::state::State;
 use super::{Live, Pod, PodError, Pods};
 use crate::container::bundle::PodView;
 use crate::container::handler::Handler;
-use crate::container::spec::NamespaceMode;
+use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
 use crate::id::PodId;
 use crate::monitor::client::Monitor;
-use crate::monitor::spawn::{self, NamespaceRequest, Ready, Shm, SpawnRequest};
+use crate::monitor::spawn::{self, IdMap, Ready, Shm, SpawnRequest, UserMappings};
 use crate::network::{Attachment, Link, resolv};
 use crate::task::blocking;
 use crate::units::UnixNanos;
@@ -115,12 +115,12 @@ impl Intended {
             pod: self.saved.id.to_string(),
             socket: self.all.socket(&self.saved.id),
             mount_namespace: if self.handler.bundled { settings.small_mounts.clone() } else { None },
-            namespaces: NamespaceRequest {
+            namespaces: spawn::Namespaces {
                 net: !host_network,
                 ipc: own_ipc,
                 uts: !host_network,
                 shared_pid: namespaces.pid == NamespaceMode::Pod,
-                user: namespaces.user.clone(),
+                user: namespaces.user.as_ref().map(user_mappings),
             },
             hostname: (!spec.hostname.is_empty() && !host_network).then(|| spec.hostname.clone()),
             sysctls: spec.sysctls.clone(),
@@ -138,6 +138,7 @@ impl Intended {
 
     fn view(&self, dir: &Path, ready: &Ready) -> PodView {
         let spec = &self.saved.spec;
+        let own_ipc = spec.namespaces().ipc != NamespaceMode::Node;
         PodView {
             id: self.saved.id.clone(),
             identity: spec.identity.clone(),
@@ -155,7 +156,7 @@ impl Intended {
             annotations: spec.annotations.clone(),
             resolv_conf: dir.join("resolv.conf"),
             hostname_file: dir.join("hostname"),
-            shm: dir.join("shm"),
+            shm: if own_ipc { dir.join("shm") } else { "/dev/shm".into() },
         }
     }
 
@@ -243,6 +244,13 @@ impl Networked {
         intended.all.event(&pod, EventKind::Started);
         Ok(pod.id().clone())
     }
+}
+
+fn user_mappings(namespace: &UserNamespace) -> UserMappings {
+    let maps = |all: &[IdMapping]| {
+        all.iter().map(|m| IdMap { container: m.container, host: m.host, length: m.length }).collect()
+    };
+    UserMappings { uids: maps(&namespace.uids), gids: maps(&namespace.gids) }
 }
 
 /// The pod's directory: what containers find as /etc/resolv.conf, /etc/hostname and /dev/shm.

@@ -6,7 +6,7 @@ use super::state::Request;
 use super::{PodError, Pods};
 use crate::container::bundle;
 use crate::container::spec::Resources;
-use crate::sys::cgroup;
+use crate::sys::cgroup::{Cgroup, Hierarchy};
 use crate::task::blocking;
 
 impl Pods {
@@ -25,7 +25,7 @@ impl Pods {
         let merged = pod.live().resources.unwrap_or_default().merged(change);
         if let Some(own) = pod.live().view.own_cgroup() {
             let limits = bundle::resources(&merged);
-            let applied = blocking(move || cgroup::apply_tree(&own, &limits)).await;
+            let applied = blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
             applied.map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
         }
         pod.lock().resources = Some(merged);

@@ -24,7 +24,8 @@ impl Pods {
                         let containers = this.0.containers.clone();
                         tokio::spawn(async move { containers.on_exit(&container, ended).await });
                     }
-                    Event::ExecExited { .. } => {}
+                    // The caller of the exec has it already.
+                    Event::ExecExited { .. } | Event::Unknown => {}
                 }
             }
             this.on_monitor_end(&pod).await;

@@ -208,6 +208,12 @@ impl Hierarchy {
         found
     }
 
+    /// As [`Hierarchy::detect`], with an error that names what was read.
+    pub(crate) fn of_host() -> Result<Self, CgroupError> {
+        let read = |source| CgroupError::Read { path: "/proc/self/mountinfo".into(), source };
+        Self::detect().map_err(read)
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         let controllers = self.v1.iter().any(|mount| mount.controllers != [Controller::Systemd]);
         match (&self.v2, controllers) {

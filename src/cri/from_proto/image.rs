@@ -1,9 +1,8 @@
 //! Images as requests name them, and what a pull is allowed to show to a registry.
 
-use std::fmt;
-
 use super::{BadRequest, NAME_BYTES_MAX, annotations, text};
 use crate::container::spec::ImageSpec;
+use crate::image::registry::auth::Auth;
 use crate::proto::v1;
 
 /// Bytes of a reference: a registry's name, a repository of at most 255, a tag of at most 128 and a digest.
@@ -30,63 +29,22 @@ pub(crate) fn image_spec(field: &str, asked: Option<v1::ImageSpec>) -> Result<Im
     })
 }
 
-/// What a PullImage request brings for its registry.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credentials {
-    Basic {
-        username: String,
-        password: String,
-    },
-    /// `user:password` in base64, as Docker's config.json has it; not decoded here.
-    Encoded(String),
-    /// Exchanged for an access token.
-    Identity(String),
-    /// Sent as it is.
-    Bearer(String),
-}
-
-/// Says which kind they are and no more.
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Basic { .. } => "Basic(…)",
-            Self::Encoded(_) => "Encoded(…)",
-            Self::Identity(_) => "Identity(…)",
-            Self::Bearer(_) => "Bearer(…)",
-        })
-    }
-}
-
-/// PullImage's `auth`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Auth {
-    pub(crate) credentials: Credentials,
-    /// The only registry that may see them; empty is the registry of the image.
-    pub(crate) server_address: String,
-}
-
-/// `None` when the request brings no credentials. A token wins over a name and password, as the more specific one.
+/// PullImage's `auth`, for `image/` to make sense of; `None` when it says nothing.
 pub(crate) fn auth(asked: Option<v1::AuthConfig>) -> Result<Option<Auth>, BadRequest> {
     let Some(asked) = asked else { return Ok(None) };
     let secret = |name: &str, value| text(format_args!("auth.{name}"), value, CREDENTIAL_BYTES_MAX);
-    let server_address = text("auth.server_address", asked.server_address, REFERENCE_BYTES_MAX)?;
-    let (username, password) = (secret("username", asked.username)?, secret("password", asked.password)?);
-    let (encoded, identity) = (secret("auth", asked.auth)?, secret("identity_token", asked.identity_token)?);
-    let bearer = secret("registry_token", asked.registry_token)?;
-    let credentials = if !bearer.is_empty() {
-        Credentials::Bearer(bearer)
-    } else if !identity.is_empty() {
-        Credentials::Identity(identity)
-    } else if !username.is_empty() {
-        Credentials::Basic { username, password }
-    } else if !encoded.is_empty() {
-        Credentials::Encoded(encoded)
-    } else if !password.is_empty() {
-        return Err(BadRequest::needs("auth.password", "username"));
-    } else {
-        return Ok(None);
+    let auth = Auth {
+        username: secret("username", asked.username)?,
+        password: secret("password", asked.password)?,
+        auth: secret("auth", asked.auth)?,
+        server_address: text("auth.server_address", asked.server_address, REFERENCE_BYTES_MAX)?,
+        identity_token: secret("identity_token", asked.identity_token)?,
+        registry_token: secret("registry_token", asked.registry_token)?,
     };
-    Ok(Some(Auth { credentials, server_address }))
+    if auth.username.is_empty() && !auth.password.is_empty() {
+        return Err(BadRequest::needs("auth.password", "username"));
+    }
+    Ok((auth != Auth::default()).then_some(auth))
 }
 
 /// The reference that ListImages filters by; `None` lists all.
@@ -110,21 +68,15 @@ mod tests {
     }
 
     #[test]
-    fn a_token_wins_over_a_password_and_nothing_is_no_credentials() {
-        let asked = |username: &str, password: &str, identity: &str| {
-            auth(Some(v1::AuthConfig {
-                username: username.into(),
-                password: password.into(),
-                identity_token: identity.into(),
-                ..Default::default()
-            }))
-            .map(|auth| auth.map(|auth| auth.credentials))
+    fn empty_credentials_are_none_and_a_password_needs_a_username() {
+        let asked = |username: &str, password: &str| {
+            let (username, password) = (username.to_owned(), password.to_owned());
+            auth(Some(v1::AuthConfig { username, password, ..Default::default() }))
         };
-        let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
-        assert_eq!(asked("u", "p", ""), Ok(Some(basic)));
-        assert_eq!(asked("u", "p", "t"), Ok(Some(Credentials::Identity("t".into()))));
-        assert_eq!(asked("", "", ""), Ok(None));
-        assert!(asked("", "p", "").is_err());
+        let both = Auth { username: "u".into(), password: "p".into(), ..Auth::default() };
+        assert_eq!(asked("u", "p"), Ok(Some(both)));
+        assert_eq!(asked("", ""), Ok(None));
+        assert_eq!(asked("", "p").unwrap_err().to_string(), "auth.password is set: it needs username");
         assert_eq!(auth(None), Ok(None));
     }
 

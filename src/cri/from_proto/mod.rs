@@ -46,7 +46,7 @@ impl BadRequest {
         Self::Missing { field: field.to_string() }
     }
 
-    fn malformed(field: impl Display, value: &str, limit: &'static str) -> Self {
+    pub(super) fn malformed(field: impl Display, value: &str, limit: &'static str) -> Self {
         Self::Malformed { field: field.to_string(), value: quoted(value), limit }
     }
 
@@ -239,6 +239,11 @@ pub(crate) fn some_id(field: &'static str, value: String) -> Result<String, BadR
         return Err(BadRequest::missing(field));
     }
     text(field, value, ID_BYTES_MAX)
+}
+
+/// Load's `path`, on this host.
+pub(crate) fn load_path(path: String) -> Result<PathBuf, BadRequest> {
+    absolute("path", path)
 }
 
 /// StopContainer's `timeout`: seconds of grace. Nothing, and what is below nothing, kills at once.

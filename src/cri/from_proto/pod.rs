@@ -225,7 +225,11 @@ fn sysctls(
         if *mode == NamespaceMode::Node {
             return Err(BadRequest::needs(format_args!("{field}[{key:?}]"), namespace));
         }
-        text(format_args!("{field}[{key:?}]"), value.clone(), ARG_BYTES_MAX)?;
+        let value = text(format_args!("{field}[{key:?}]"), value.clone(), ARG_BYTES_MAX)?;
+        // Several numbers are joined by a blank or a tab; a line feed could end up as a setting of its own.
+        if value.contains(|c: char| c.is_control() && c != '\t') {
+            return Err(BadRequest::malformed(format_args!("{field}[{key:?}]"), &value, "must be one line"));
+        }
     }
     keyed_text(field, asked)
 }
@@ -359,6 +363,13 @@ mod tests {
                 ))
             );
         }
+        let two_lines = linux(|l| {
+            l.sysctls.insert("kernel.sem".into(), "1\nkernel.core_pattern=x".into());
+        });
+        assert_eq!(
+            two_lines.unwrap_err(),
+            r#"config.linux.sysctls["kernel.sem"] is "1\nkernel.core_pattern=x": must be one line"#
+        );
         for bad in ["net..x", "net/../../kernel/core_pattern", "", "/net/x", "net.ipv4.ip forward"] {
             assert!(sysctl(bad, false).is_err(), "{bad:?}");
         }

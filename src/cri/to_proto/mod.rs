@@ -3,12 +3,14 @@
 //! What a client breaks on when it is missing (`image.image`, `image_ref`, `created_at`, see the kubelet's
 //! `verifyContainerStatus`) cannot be missing in the views this reads.
 
+mod image;
 mod signal;
 mod stats;
 
 use std::path::Path;
 
-pub(crate) use stats::{container_stats, filesystem_usage, pod_stats};
+pub(crate) use image::{fs_usage, image};
+pub(crate) use stats::{container_stats, pod_stats};
 
 use crate::container::spec::{
     ContainerSpec, IdMapping, ImageSpec, Mount, MountSource, NamespaceMode, Namespaces, Propagation,

@@ -57,7 +57,7 @@ pub(crate) fn pod_stats(
     }
 }
 
-pub(crate) fn filesystem_usage(usage: &DiskUsage) -> v1::FilesystemUsage {
+fn filesystem_usage(usage: &DiskUsage) -> v1::FilesystemUsage {
     v1::FilesystemUsage {
         timestamp: usage.at.0,
         fs_id: Some(v1::FilesystemIdentifier { mountpoint: text(&usage.path) }),

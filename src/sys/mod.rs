@@ -5,3 +5,10 @@
 
 pub(crate) mod bpf;
 pub(crate) mod cgroup;
+pub(crate) mod fd;
+pub(crate) mod mount;
+pub(crate) mod namespace;
+pub(crate) mod path;
+pub(crate) mod process;
+pub(crate) mod pty;
+pub(crate) mod signal;

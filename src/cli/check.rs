@@ -12,12 +12,13 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::client::Client;
 use super::error::CliError;
-use super::output::{Cell, Format, Table};
+use super::output::{self, Format};
 use crate::daemon::args::Args as DaemonArgs;
 use crate::daemon::config::Config;
 use crate::proto::v1;
@@ -42,6 +43,16 @@ enum Verdict {
     Ok,
     Warn,
     Fail,
+}
+
+impl Verdict {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
 }
 
 /// One line of the result.
@@ -112,23 +123,40 @@ pub(super) async fn check(address: &str, args: CheckArgs, format: Format) -> Res
     findings.extend(machine::disk(&config));
     findings.push(daemon(address).await);
 
-    let mut table = Table::new(&["CHECK", "RESULT", "FOUND", "REMEDY"]);
-    for finding in &findings {
-        let verdict = match finding.verdict {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "FAIL",
-        };
-        table.row(vec![
-            Cell::text(&finding.what),
-            Cell::new(verdict, verdict.to_lowercase()),
-            Cell::text(&finding.detail),
-            Cell::text(&finding.remedy),
-        ]);
+    match format {
+        Format::Table => output::write(report(&findings).as_bytes())?,
+        Format::Json => output::json(&json!(
+            findings
+                .iter()
+                .map(|finding| json!({
+                    "check": finding.what,
+                    "result": finding.verdict.as_str(),
+                    "found": finding.detail,
+                    "remedy": finding.remedy,
+                }))
+                .collect::<Vec<_>>()
+        ))?,
     }
-    table.print(format)?;
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// A line for each finding, and its remedy on a line below it: remedies are too long for a column.
+fn report(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        text.push_str(&format!(
+            "{:<4}   {:<width$}   {}\n",
+            finding.verdict.as_str(),
+            finding.what,
+            finding.detail
+        ));
+        if !finding.remedy.is_empty() {
+            text.push_str(&format!("{:>width$}   remedy: {}\n", "", finding.remedy, width = width + 7));
+        }
+    }
+    text
 }
 
 /// Where `brigd` and its helpers are: beside us.
@@ -161,7 +189,7 @@ async fn daemon(address: &str) -> Finding {
     let what = "brigd";
     let mut client = match Client::connect(address).await {
         Ok(client) => client,
-        Err(err) => return Finding::warn(what, err.to_string(), "systemctl start brig"),
+        Err(err) => return Finding::warn(what, err.to_string(), "start it: systemctl start brig, or brigd"),
     };
     match client.runtime.status(v1::StatusRequest { verbose: false }).await {
         Err(status) => Finding::fail(what, status.message(), "look into its log: journalctl -u brig"),
@@ -175,5 +203,20 @@ async fn daemon(address: &str) -> Finding {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remedy_stands_below_its_finding() {
+        let findings =
+            [Finding::ok("pidfd", "works"), Finding::fail("overlayfs", "no such device", "modprobe overlay")];
+        assert_eq!(
+            report(&findings),
+            "ok     pidfd       works\nfail   overlayfs   no such device\n                   remedy: modprobe overlay\n"
+        );
     }
 }

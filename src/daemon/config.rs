@@ -369,6 +369,12 @@ mod tests {
     }
 
     #[test]
+    fn the_installed_file_is_the_printed_defaults() {
+        // `brig config --default > deploy/config.toml` makes it so again.
+        assert_eq!(include_str!("../../deploy/config.toml"), Config::default().to_toml());
+    }
+
+    #[test]
     fn every_key_is_printed_with_unit_default_and_reason() {
         let printed = Config::default().to_toml();
         for (table, keys) in known_tables() {

@@ -22,9 +22,12 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::task::blocking;
 
 /// What sled may keep of its pages. Records are a few KiB each and mostly live in their owners' tables, so the cache
 /// only has to hold the tree's inner nodes; each MiB here is a MiB of resident memory.
@@ -134,6 +137,12 @@ impl Records {
             source,
         })?;
         Ok(Tree { tree, name: name.to_owned(), value: PhantomData })
+    }
+
+    /// Returns when everything put or removed before has left this process, so that it survives `kill -9`. Blocking.
+    pub(crate) fn write_out(&self) -> Result<(), RecordsError> {
+        let failed = |source| RecordsError::Database { operation: "write out", tree: String::new(), source };
+        self.db.flush().map(drop).map_err(failed)
     }
 
     /// Returns when everything put or removed before is on the disk. Blocking: one to tens of milliseconds.
@@ -263,6 +272,73 @@ impl<V: Serialize + DeserializeOwned> Tree<V> {
 
     fn failed(&self, operation: &'static str, source: sled::Error) -> RecordsError {
         RecordsError::Database { operation, tree: self.name.clone(), source }
+    }
+}
+
+/// A type that has a tree of its own in a database.
+pub(crate) trait Row: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The tree's name.
+    const TREE: &'static str;
+
+    fn key(&self) -> String;
+}
+
+/// The records of one type, for async callers: written out before a call returns, so they survive `kill -9` of this
+/// process. (A database in the run directory has no power cut to survive: it is gone then with what it speaks of.)
+#[derive(Debug)]
+pub(crate) struct Rows<R> {
+    records: Records,
+    tree: Arc<Tree<R>>,
+}
+
+impl<R> Clone for Rows<R> {
+    fn clone(&self) -> Self {
+        Self { records: self.records.clone(), tree: Arc::clone(&self.tree) }
+    }
+}
+
+/// What [`Rows::read_all`] found.
+#[derive(Debug)]
+pub(crate) struct Read<R> {
+    pub(crate) values: Vec<R>,
+    pub(crate) unreadable: Vec<Unreadable>,
+}
+
+impl<R: Row> Rows<R> {
+    pub(crate) fn open(records: &Records) -> Result<Self, RecordsError> {
+        Ok(Self { records: records.clone(), tree: Arc::new(records.tree(R::TREE)?) })
+    }
+
+    /// Writes or replaces a record.
+    pub(crate) async fn put(&self, row: R) -> Result<(), RecordsError> {
+        let this = self.clone();
+        blocking(move || {
+            this.tree.put(&row.key(), &row)?;
+            this.records.write_out()
+        })
+        .await
+    }
+
+    /// Removes a record; one that is not there is fine.
+    pub(crate) async fn remove(&self, key: String) -> Result<(), RecordsError> {
+        let this = self.clone();
+        blocking(move || {
+            this.tree.remove(&key)?;
+            this.records.write_out()
+        })
+        .await
+    }
+
+    /// Every record, and what could not be read. Blocking, for the start.
+    pub(crate) fn read_all(&self) -> Read<R> {
+        let (mut values, mut unreadable) = (Vec::new(), Vec::new());
+        for row in self.tree.iter() {
+            match row {
+                Ok((_, value)) => values.push(value),
+                Err(damage) => unreadable.push(damage),
+            }
+        }
+        Read { values, unreadable }
     }
 }
 

@@ -25,6 +25,10 @@
 //! - An image whose layer directory is missing is reported and not listed; a new pull repairs it.
 //! - Removing goes the other way: image record first, then files. What a crash leaves has no record.
 
+pub(crate) mod reference;
+pub(crate) mod pull;
+pub(crate) mod registry;
+
 mod gc;
 mod index;
 mod layers;
@@ -36,6 +40,13 @@ mod verify;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+#[path = "../../tests/it/fixture/image.rs"]
+mod fake_image;
+#[cfg(test)]
+#[path = "../../tests/it/fixture/registry.rs"]
+mod fake_registry;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;

@@ -6,3 +6,4 @@
 mod chaos;
 mod fixture;
 mod pods;
+mod wire;

@@ -5,7 +5,7 @@
 # own /run and /tmp-like scratch, so the host keeps none of it. What namespaces do not hold (processes, cgroups) is
 # looked for afterwards, and whatever is left fails the run.
 #
-# STAGES="fmt unit" runs only those. Without root the stages that need it are refused, not skipped.
+# STAGES="fmt unit" runs only those, FILTER=words only tests whose names hold them. Without root the stages that need it are refused, not skipped.
 # `tests/run.sh bench` runs the benchmark instead, in namespaces of the same kind, with the binaries of target/dist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -72,10 +72,10 @@ isolated() {
 unit() { isolated_run --lib; }
 integration() { BRIG_TEST_BIN_DIR=$PWD/target/test-bin isolated_run --test it; }
 isolated_run() {
-    # Built outside, so that a download would still have the network.
+    # Built outside, so that a download still has the network.
     cargo test --quiet --no-run "$@"
     export -f run_tests
-    isolated bash -euc 'run_tests "$@"' run_tests "$@"
+    CARGO_NET_OFFLINE=true isolated bash -euc 'run_tests "$@"' run_tests "$@" ${FILTER:+"$FILTER"}
 }
 
 # Everything of ours that namespaces do not hold, one line each.

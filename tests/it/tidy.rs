@@ -57,11 +57,12 @@ fn files(folder: &str) -> BTreeMap<PathBuf, String> {
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten() {
-            let path = entry.unwrap().path();
+            let path = entry.expect("a folder of the repository can be read").path();
             if path.is_dir() {
                 folders.push(path);
             } else if let Ok(text) = fs::read_to_string(&path) {
-                found.insert(path.strip_prefix(root()).unwrap().to_owned(), text);
+                let path = path.strip_prefix(root()).expect("it was found below the root");
+                found.insert(path.to_owned(), text);
             }
         }
     }

@@ -6,4 +6,5 @@
 mod chaos;
 mod fixture;
 mod pods;
+mod tidy;
 mod wire;

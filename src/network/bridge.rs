@@ -54,11 +54,20 @@ pub(crate) enum BridgeError {
     )]
     SubnetInUse { subnet: IpNet, bridge: String, route: IpNet, interface: String },
     #[error("write {value} to {}", .path.display())]
-    Sysctl { path: PathBuf, value: &'static str, #[source] source: io::Error },
+    Sysctl {
+        path: PathBuf,
+        value: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("interface {0} vanished while it was set up")]
     Vanished(String),
     #[error("{cause}; and undoing it failed: {cleanup}")]
-    NotUndone { #[source] cause: Box<Self>, cleanup: Box<Self> },
+    NotUndone {
+        #[source]
+        cause: Box<Self>,
+        cleanup: Box<Self>,
+    },
 }
 
 /// What a pod asks of the built-in network.
@@ -113,10 +122,9 @@ impl Builtin {
     /// Attaches one pod, or changes nothing.
     pub(super) fn attach(&self, wanted: &Wanted<'_>) -> Result<Attached, BridgeError> {
         match self.attach_once(wanted) {
-            // The bridge was deleted behind our back: make it again, once.
-            Err(BridgeError::Netlink(err)) if err.errno() == Some(rustix::io::Errno::NODEV) => {
+            // The bridge was deleted behind our back: make it again, once. The kernel's errno for a missing one varies.
+            Err(BridgeError::Netlink(err)) if self.forget_missing_bridge() => {
                 self.undo(wanted.pod, err.into(), |_| ())?;
-                self.lock().ready = None;
                 self.attach_once(wanted)
             }
             other => other,
@@ -124,7 +132,24 @@ impl Builtin {
         .or_else(|cause| self.undo(wanted.pod, cause, Err)?)
     }
 
-    fn undo<T>(&self, pod: &PodId, cause: BridgeError, done: impl FnOnce(BridgeError) -> T) -> Result<T, BridgeError> {
+    /// Whether the bridge is gone, which is then forgotten.
+    fn forget_missing_bridge(&self) -> bool {
+        let mut state = self.lock();
+        let Some(ready) = state.ready else { return false };
+        let found = Socket::route().and_then(|mut host| links::find(&mut host, &self.bridge));
+        let gone = found.is_ok_and(|link| link.is_none_or(|link| link.index != ready.index));
+        if gone {
+            state.ready = None;
+        }
+        gone
+    }
+
+    fn undo<T>(
+        &self,
+        pod: &PodId,
+        cause: BridgeError,
+        done: impl FnOnce(BridgeError) -> T,
+    ) -> Result<T, BridgeError> {
         match self.detach(pod) {
             Ok(()) => Ok(done(cause)),
             Err(cleanup) => {
@@ -172,7 +197,8 @@ impl Builtin {
                 links::limit_rate(&mut inside, eth0.index, bits)?;
             }
             if let Some(bits) = wanted.bandwidth.ingress {
-                let port = links::find(&mut host, &veth)?.ok_or_else(|| BridgeError::Vanished(veth.clone()))?;
+                let port =
+                    links::find(&mut host, &veth)?.ok_or_else(|| BridgeError::Vanished(veth.clone()))?;
                 links::limit_rate(&mut host, port.index, bits)?;
             }
             Ok::<(), BridgeError>(())
@@ -183,7 +209,9 @@ impl Builtin {
             let table = nft::Table { bridge: &self.bridge, subnets: &state.subnets };
             match table.add(&ports) {
                 // Somebody flushed the whole ruleset: ours comes back with every pod's ports.
-                Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => table.replace(&state.ports.all())?,
+                Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => {
+                    table.replace(&state.ports.all())?
+                }
                 other => other?,
             }
         }
@@ -198,6 +226,8 @@ impl Builtin {
         let unplugged = Socket::route().and_then(|mut host| links::delete(&mut host, &veth_name(pod)));
         // The address is free only when nothing uses it any more.
         let released = match unplugged {
+            // Without a record directory nothing was ever given out; do not make one.
+            Ok(_) if !self.addresses_dir.exists() => Ok(()),
             Ok(_) => self.ipam(&mut self.lock()).and_then(|ipam| Ok(ipam.release(pod)?)),
             Err(_) => Ok(()),
         };
@@ -351,10 +381,16 @@ impl Builtin {
             if let Some((route, through)) = links::route_within(&mut host, subnet, index)? {
                 let interface = links::all(&mut host)?.into_iter().find(|link| link.index == through);
                 let interface = interface.map_or_else(|| format!("interface {through}"), |link| link.name);
-                return Err(BridgeError::SubnetInUse { subnet: *subnet, bridge: name.clone(), route, interface });
+                return Err(BridgeError::SubnetInUse {
+                    subnet: *subnet,
+                    bridge: name.clone(),
+                    route,
+                    interface,
+                });
             }
         }
-        let addresses: Vec<(IpAddr, IpNet)> = state.subnets.iter().map(|net| (ipam::gateway(net), *net)).collect();
+        let addresses: Vec<(IpAddr, IpNet)> =
+            state.subnets.iter().map(|net| (ipam::gateway(net), *net)).collect();
         let ready = match existing {
             Some(link) => Ready { index: link.index, mtu: self.mtu.unwrap_or(link.mtu) },
             None => {
@@ -363,7 +399,8 @@ impl Builtin {
                     None => links::uplink_mtu(&mut host)?.unwrap_or(MTU_DEFAULT),
                 };
                 links::make_bridge(&mut host, name, links::mac_of(addresses[0].0), mtu)?;
-                let made = links::find(&mut host, name)?.ok_or_else(|| BridgeError::Vanished(name.clone()))?;
+                let made =
+                    links::find(&mut host, name)?.ok_or_else(|| BridgeError::Vanished(name.clone()))?;
                 Ready { index: made.index, mtu }
             }
         };

@@ -122,10 +122,14 @@ impl Table<'_> {
         }
         for subnet in self.subnets {
             batch.rule("forward", |r| {
-                r.interface(META_IIFNAME, EQUAL, self.bridge).within(Side::Source, EQUAL, subnet).verdict(ACCEPT);
+                r.interface(META_IIFNAME, EQUAL, self.bridge)
+                    .within(Side::Source, EQUAL, subnet)
+                    .verdict(ACCEPT);
             });
             batch.rule("forward", |r| {
-                r.interface(META_OIFNAME, EQUAL, self.bridge).within(Side::Destination, EQUAL, subnet).verdict(ACCEPT);
+                r.interface(META_OIFNAME, EQUAL, self.bridge)
+                    .within(Side::Destination, EQUAL, subnet)
+                    .verdict(ACCEPT);
             });
             batch.rule("postrouting", |r| {
                 r.within(Side::Source, EQUAL, subnet)
@@ -241,7 +245,14 @@ impl<'a> Batch<'a> {
         self.socket.transact(&self.bytes, &self.names)
     }
 
-    fn message(&mut self, kind: u16, family: u8, flags: u16, sequence: u32, fill: impl FnOnce(&mut Attributes<'_>)) {
+    fn message(
+        &mut self,
+        kind: u16,
+        family: u8,
+        flags: u16,
+        sequence: u32,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) {
         let start = self.bytes.len();
         self.bytes.extend([0; 4]);
         self.bytes.extend(kind.to_ne_bytes());
@@ -285,7 +296,11 @@ impl<'a> Batch<'a> {
         let table = self.table.clone();
         let id = u32::try_from(self.names.len()).expect("a batch has few messages");
         let address = if map.v6 { TYPE_V6 } else { TYPE_V4 };
-        let key = if map.one_address { (TYPE_PROTOCOL << 6 | address) << 6 | TYPE_PORT } else { TYPE_PROTOCOL << 6 | TYPE_PORT };
+        let key = if map.one_address {
+            (TYPE_PROTOCOL << 6 | address) << 6 | TYPE_PORT
+        } else {
+            TYPE_PROTOCOL << 6 | TYPE_PORT
+        };
         self.step(format!("make nftables map {table} {}", map.name), NEW_SET, CREATE, |a| {
             a.text(1, &table);
             a.text(2, map.name);
@@ -363,7 +378,8 @@ struct Attributes<'a>(&'a mut Vec<u8>);
 
 impl Attributes<'_> {
     fn bytes(&mut self, kind: u16, value: &[u8]) {
-        let length = u16::try_from(4 + value.len()).expect("values are short and elements are sent in chunks");
+        let length =
+            u16::try_from(4 + value.len()).expect("values are short and elements are sent in chunks");
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);

@@ -5,6 +5,7 @@
 //! bridge.rs     built in: bridge, pairs of links, masquerade, host ports
 //!   ipam.rs       its addresses               links.rs     its links, addresses and routes in rtnetlink's words
 //!   ports.rs      who has which host port     nft.rs       its nftables table
+//!   conntrack.rs  UDP flows that a change of host ports makes wrong
 //! cni/          plugins, as soon as a configuration file exists
 //! netns.rs      work inside another namespace
 //! netlink.rs    the socket under links.rs and nft.rs
@@ -18,6 +19,7 @@
 mod bandwidth;
 mod bridge;
 mod cni;
+mod conntrack;
 mod ipam;
 mod links;
 mod netlink;
@@ -274,7 +276,8 @@ impl Network {
         })
     }
 
-    /// Takes back all a pod has. Idempotent. `link` is `None` where an attach was cut short: then both kinds look.
+    /// Takes back all a pod has. Idempotent. Built in, host ports are gone when this returns; the link and its address
+    /// follow within some 30 ms, which [`Self::settle`] waits for. `link` is `None` where an attach was cut short: then both kinds look.
     /// `netns` is `None` where the namespace is gone, as after a reboot.
     pub(crate) async fn detach(
         &self,
@@ -360,6 +363,16 @@ impl Network {
     /// Reads the CNI directory anew at the next use. Changes are seen without it.
     pub(crate) fn reload(&self) {
         self.cni.reload();
+    }
+
+    /// Waits until the links of all detached pods are gone from the kernel: before the daemon ends.
+    pub(crate) async fn settle(&self) -> Result<(), NetworkError> {
+        let bridge = self.bridge.clone();
+        let settle = move || {
+            bridge.settle();
+            Ok(())
+        };
+        blocking(settle).await
     }
 
     /// Deletes the bridge, its ports, its nftables table and its records. Pods lose the network.

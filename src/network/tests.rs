@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -82,8 +83,10 @@ impl Fixture {
     }
 
     /// As after a start of the daemon: what is on disk and in the kernel stays.
-    fn network(&self) -> Builtin {
-        Builtin::new("brig0".to_owned(), self.subnets.clone(), None, self.dir.path().join("addresses"))
+    fn network(&self) -> Arc<Builtin> {
+        let builtin =
+            Builtin::new("brig0".to_owned(), self.subnets.clone(), None, self.dir.path().join("addresses"));
+        Arc::new(builtin)
     }
 
     fn records(&self) -> usize {
@@ -192,6 +195,7 @@ fn privileged_pods_reach_each_other_and_nothing_remains_after_detach_and_teardow
         for n in [1, 2, 1] {
             network.detach(&pod(n)).unwrap();
         }
+        network.settle();
         assert_eq!(link_names(), ["brig0", "lo"]);
         assert_eq!(fixture.records(), 0);
         network.teardown().unwrap();
@@ -275,6 +279,37 @@ fn privileged_a_host_port_leads_to_its_pod_from_outside_the_host_localhost_and_p
         assert!(!ruleset().contains("8080"), "{}", ruleset());
         let gone = TcpStream::connect_timeout(&at("127.0.0.1:8080"), PATIENCE).unwrap_err();
         assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn privileged_a_udp_client_that_goes_on_sending_reaches_the_pod_that_has_the_port_now() {
+    in_new_netns(|| {
+        let world = outside();
+        let fixture = Fixture::new(&["10.77.0.0/24", "fd77::/64"]);
+        let network = fixture.network();
+        let ports = [port(Protocol::Udp, None, 5353, 53)];
+        for (from, host) in [("0.0.0.0:0", "192.0.2.2:5353"), ("[::]:0", "[2001:db8::2]:5353")] {
+            let client = world.run(|| UdpSocket::bind(from).unwrap());
+            client.connect(host).unwrap();
+            // Tracked before any pod has the port. The host's refusal is awaited, then dropped.
+            attach(&network, 9, &Namespace::new(), &[]).unwrap();
+            client.send(b"early").unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert_eq!(client.recv(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+            for n in [1, 2] {
+                let netns = Namespace::new();
+                attach(&network, n, &netns, &ports).unwrap();
+                let server = netns.run(|| UdpSocket::bind("[::]:53").unwrap());
+                server.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.send(b"ping").unwrap();
+                assert_eq!(server.recv(&mut [0; 8]).unwrap_or_else(|err| panic!("{host} pod {n}: {err}")), 4);
+                network.detach(&pod(n)).unwrap();
+                network.settle();
+            }
+            network.detach(&pod(9)).unwrap();
+            network.settle();
+        }
     });
 }
 
@@ -449,6 +484,13 @@ fn privileged_measure_attach_and_detach() {
                 network.detach(id).unwrap();
                 times.1.push(start.elapsed());
             }
+            let start = Instant::now();
+            network.settle();
+            println!(
+                "{} links left after {:?}",
+                links::all(&mut Socket::route().unwrap()).unwrap().len(),
+                start.elapsed()
+            );
             times.0.sort();
             times.1.sort();
             let spread = |t: &[Duration]| format!("p50 {:?} p95 {:?}", t[t.len() / 2], t[t.len() * 95 / 100]);

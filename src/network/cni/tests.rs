@@ -417,7 +417,8 @@ fn privileged_the_real_plugins_attach_a_pod_and_leave_nothing() {
                 "type": "bridge", "bridge": "cni0", "isGateway": true,
                 "ipam": {
                     "type": "host-local", "dataDir": fixture.path("ipam"),
-                    // One family: portmap 1.1 looks for the IPv4 rules among the IPv6 ones when it checks both.
+                    // One family, here and in the port's host address: portmap 1.1 looks for the IPv4 rules among
+                    // the IPv6 ones when it checks both.
                     "ranges": [[{"subnet": "10.66.0.0/24"}]]
                 }
             },

@@ -18,8 +18,22 @@ use crate::id::{ContainerId, Digest};
 use crate::records::Change;
 
 impl Store {
-    /// Removes layers and blobs that nothing needs. Cheap when there are none. Blocking.
-    pub(crate) fn gc(&self) -> Result<(), StoreError> {
+    /// Removes the writable layers of all containers but `live`, then everything that nothing needs. For recovery, before
+    /// any container is made: one that is being made is not in `live`. Blocking.
+    pub(crate) fn gc(&self, live: &[ContainerId]) -> Result<(), StoreError> {
+        let live: HashSet<&ContainerId> = live.iter().collect();
+        for container in self.containers().iter().filter(|container| !live.contains(container)) {
+            if let Err(err) = self.remove_container(container) {
+                let cause = std::error::Error::source(&err).map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(%container, "{err}: {cause}; it stays until the next start");
+            }
+        }
+        self.collect()
+    }
+
+    /// Removes layers and blobs that nothing needs, for instance after a pull that failed. Cheap when there are none.
+    /// Blocking.
+    pub(crate) fn collect(&self) -> Result<(), StoreError> {
         let inner = &*self.inner;
         let writing = inner.write();
         let mut doomed = Vec::new();
@@ -113,7 +127,7 @@ impl Store {
         }
         *inner.state() = state;
         self.recover_blobs()?;
-        self.gc()
+        self.collect()
     }
 
     /// Which layers containers are mounted from.

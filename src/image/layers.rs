@@ -49,7 +49,7 @@ pub(crate) struct LayerExpectation {
     pub(crate) blob_size: u64,
     pub(crate) diff_id: Digest,
     /// From the media type. Only a hint: what the stream's first bytes say counts, and the diff id proves it.
-    pub(crate) compression: Option<Compression>,
+    pub(crate) compression: Compression,
 }
 
 /// A layer that is unpacked, and stays so while this value lives. Dropping it removes nothing; [`Store::gc`] does.
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Unpacks a layer from `reader`, verifying size, digest and diff id, and leases it. `progress` is called with the
-    /// number of blob bytes that came in since the last call. A layer that is there is leased and `reader` left unread. Blocking,
+    /// number of blob bytes that came in so far. A layer that is there is leased and `reader` left unread. Blocking,
     /// with a second thread for writing; nothing is durable before [`Store::put_image`].
     ///
     /// # Errors

@@ -116,7 +116,6 @@ pub(crate) struct NewImage {
     pub(crate) tags: Vec<String>,
     /// Normalised names with a digest.
     pub(crate) repo_digests: Vec<String>,
-    pub(crate) pinned: bool,
 }
 
 /// What a removal found.
@@ -241,7 +240,6 @@ impl Store {
                 pinned: false,
             },
         };
-        image.pinned |= new.pinned;
         add_names(&mut image.tags, &new.tags);
         add_names(&mut image.repo_digests, &new.repo_digests);
 
@@ -318,7 +316,7 @@ impl Store {
             inner.records.flush()?;
             inner.state().index.remove(&image.id);
         }
-        self.gc()?;
+        self.collect()?;
         Ok(Removed::Now)
     }
 

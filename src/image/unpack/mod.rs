@@ -177,7 +177,7 @@ pub(crate) enum EntryError {
 }
 
 /// Unpacks the layer in `source` into the empty directory `root` and verifies it against `expect`. `progress` is
-/// called in this thread with the number of blob bytes that have come in since the last call. Blocking; nothing is synced.
+/// called in this thread with the number of blob bytes that have come in so far. Blocking; nothing is synced.
 ///
 /// # Errors
 /// The first thing that was wrong, in the order of the stream. The entry at fault is named.

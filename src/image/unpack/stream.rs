@@ -261,7 +261,7 @@ impl<R: Read> Read for Counted<'_, R> {
             hash.update(&buffer[..n]);
         }
         if n > 0 {
-            (self.progress)(n as u64);
+            (self.progress)(self.bytes);
         }
         Ok(n)
     }

@@ -1,3 +1,5 @@
 //! Stub.
 
+pub(crate) mod seccomp_default;
 pub(crate) mod spec;
+pub(crate) mod user;

@@ -87,7 +87,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     }
     let locks = [lock(&root)?, lock(&run)?];
     let store = {
-        let (path, limits) = (root.clone(), Limits { unpacked_bytes_max: config.images.max_unpacked_size, ..Limits::default() });
+        let (path, limits) = (root.clone(), Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() });
         blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source })).await?
     };
     let records = {

@@ -7,19 +7,20 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD};
-use rustix::mount::OpenTreeFlags;
+use oci_spec::image::ImageConfiguration;
+use rustix::fs::CWD;
 
 use super::bundle::{self, Bundle, BundleInput};
 use super::record::{ContainerRecord, Saved};
-use super::spec::ContainerSpec;
+use super::spec::{ContainerSpec, MountSource};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
 use crate::events::EventKind;
 use crate::id::{ContainerId, PodId};
-use crate::image::{Image, Rootfs, RootfsOptions};
+use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
+use crate::sys::mount::clone_tree;
 use crate::task::blocking;
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
@@ -77,7 +78,7 @@ impl Containers {
         let (store, dir, id) = (self.0.store.clone(), self.bundle_dir(&saved.id), saved.id.clone());
         let done = blocking(move || {
             remove_bundle(&dir)?;
-            store.remove_container(&id).map_err(io::Error::other)
+            store.remove_container(&id).map(drop).map_err(io::Error::other)
         })
         .await;
         match done {
@@ -99,14 +100,22 @@ struct Intended {
     placement: Placement,
     saved: Saved,
     image: Arc<Image>,
+    config: ImageConfiguration,
 }
 
 impl Intended {
     async fn new(all: &Containers, placement: Placement, spec: Arc<ContainerSpec>) -> Result<Self, ContainerError> {
         let (store, name) = (all.0.store.clone(), spec.image.image.clone());
-        let image = blocking(move || store.find(&name))
+        let found = blocking(move || match store.find(&name)? {
+            Some(image) => Ok(Some((store.config(&image)?, image))),
+            None => Ok(None),
+        });
+        let (config, image) = found
             .await
-            .map_err(|source| ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) })?
+            .map_err(|source: StoreError| ContainerError::Image {
+                image: spec.image.image.clone(),
+                source: Arc::new(source),
+            })?
             .ok_or_else(|| ContainerError::NoImage(spec.image.image.clone()))?;
         let id = ContainerId::random();
         let log_path = match (&placement.log_directory, &spec.log_path) {
@@ -132,17 +141,12 @@ impl Intended {
             id: saved.id.to_string(),
             source: Arc::new(source),
         })?;
-        Ok(Self { all: all.clone(), placement, saved, image })
+        Ok(Self { all: all.clone(), placement, saved, image, config })
     }
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
         let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
-        let options = RootfsOptions {
-            readonly: false,
-            idmap: self.placement.view.user_namespace_fd(),
-            ..RootfsOptions::default()
-        };
-        match blocking(move || store.rootfs(&id, &image, options)).await {
+        match blocking(move || store.rootfs(&id, &image, &RootfsOptions::default())).await {
             Ok(rootfs) => Ok(Rooted { intended: self, rootfs }),
             Err(source) => {
                 let name = self.saved.spec.name.clone();
@@ -170,15 +174,15 @@ impl Rooted {
         let dir = intended.all.bundle_dir(&intended.saved.id);
         let settings = intended.all.0.settings.bundle.clone();
         let store = intended.all.0.store.clone();
-        let (saved, view, image) =
-            (intended.saved.clone(), Arc::clone(&intended.placement.view), Arc::clone(&intended.image));
+        let (saved, view, config) =
+            (intended.saved.clone(), Arc::clone(&intended.placement.view), intended.config.clone());
         let handler = Arc::clone(&intended.placement.handler);
         let written = blocking(move || -> Result<_, ContainerError> {
-            let image_mounts = bundle::image_mounts(&store, &saved.spec)?;
+            let image_mounts = image_mounts(&store, &saved)?;
             let bundle = bundle::generate(&BundleInput {
                 spec: &saved.spec,
                 pod: &view,
-                image: &image.config,
+                image: &config,
                 rootfs: &rootfs.mount,
                 id: &saved.id,
                 settings: &settings,
@@ -267,7 +271,7 @@ impl Bundled {
 fn write_bundle(
     dir: &Path,
     bundle: &Bundle,
-    store: &crate::image::Store,
+    store: &Store,
     rootfs: &Rootfs,
     mut image_mounts: Vec<(usize, OwnedFd)>,
     bundled: bool,
@@ -288,12 +292,33 @@ fn write_bundle(
     }
     for (index, source) in bundle.mount_sources.iter().enumerate() {
         let Some(source) = source else { continue };
-        let recursive = OpenTreeFlags::from_bits_retain(AtFlags::RECURSIVE.bits());
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
-        let fd = rustix::mount::open_tree(CWD, source, flags).map_err(|e| file("open the mount source", source, e.into()))?;
+        let fd = clone_tree(CWD, source, true).map_err(|e| file("open the mount source", source, e))?;
         image_mounts.push((index, fd));
     }
     Ok(image_mounts)
+}
+
+/// Mounts the images that the request wants inside the container. The indexes are into the request's mounts.
+fn image_mounts(store: &Store, saved: &mut Saved) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
+    let mut mounts = Vec::new();
+    let spec = Arc::clone(&saved.spec);
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        let MountSource::Image { image: wanted, sub_path } = &mount.source else { continue };
+        let name = wanted.image.clone();
+        let found = store.find(&name).map_err(|source| ContainerError::Image {
+            image: name.clone(),
+            source: Arc::new(source.into()),
+        })?;
+        let image = found.ok_or(ContainerError::NoImage(name))?;
+        let fd = store.image_mount(&saved.id, &image, sub_path.as_deref());
+        mounts.push((index, fd.map_err(|source| ContainerError::Rootfs {
+            name: spec.name.clone(),
+            source: Arc::new(source),
+        })?));
+        let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
+        saved.mounted_images.insert(mount.container_path.clone(), reference);
+    }
+    Ok(mounts)
 }
 
 /// Makes the directory of a log file (the kubelet does; crictl does not) and opens it.

@@ -46,7 +46,7 @@ use tokio::time::Instant;
 
 use crate::events::Bus;
 use crate::id::{ContainerId, PodId};
-use crate::image::Store;
+use crate::image::{RootfsError, Store, StoreError};
 use crate::monitor::client::{Monitor, MonitorError};
 use crate::task::Joined;
 use crate::units::UnixNanos;
@@ -139,7 +139,13 @@ pub(crate) enum ContainerError {
     Rootfs {
         name: String,
         #[source]
-        source: Arc<crate::image::StoreError>,
+        source: Arc<RootfsError>,
+    },
+    #[error("cannot use image {image:?}")]
+    Image {
+        image: String,
+        #[source]
+        source: Arc<StoreError>,
     },
     #[error("cannot make the OCI bundle of container {name:?}")]
     Bundle {

@@ -11,6 +11,7 @@ use crate::container::ContainerError;
 use crate::image::pull::{PullError, PullErrorKind};
 use crate::image::reference::ReferenceError;
 use crate::image::{FindError, LoadError, StoreError};
+use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::pod::PodError;
 use crate::task::chain;
@@ -181,7 +182,27 @@ impl Refusal for LoadError {
 
 impl Refusal for NetworkError {
     fn kind(&self) -> Kind {
-        Kind::Internal
+        match self {
+            error if error.is_bad_request() => Kind::InvalidArgument,
+            error if error.is_exhausted() => Kind::ResourceExhausted,
+            Self::Config { .. } => Kind::InvalidArgument,
+            Self::NotInitialized => Kind::FailedPrecondition,
+            Self::Stopping => Kind::Unavailable,
+            Self::Bandwidth(_) | Self::Builtin(_) | Self::Cni(_) => Kind::Internal,
+        }
+    }
+}
+
+impl Refusal for MonitorError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Gone | Self::NoAnswer { .. } | Self::Connect { .. } => Kind::Unavailable,
+            Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
+            Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
+            Self::Timeout { .. } => Kind::DeadlineExceeded,
+            // Including a container that the monitor lost: NotFound would tell the kubelet that it never was.
+            _ => Kind::Internal,
+        }
     }
 }
 

@@ -65,11 +65,11 @@ pub(crate) enum ConfigError {
     #[error("{origin}: unknown table [{name}]; the nearest known one is [{nearest}]")]
     UnknownTable { origin: Origin, name: String, nearest: String },
     #[error("{origin}: unknown key {key} in [{table}]; the nearest known one is {nearest}")]
-    UnknownKey { origin: Origin, table: String, key: String, nearest: String },
+    UnknownKey { origin: Origin, table: Box<str>, key: Box<str>, nearest: Box<str> },
     #[error("{origin}: handler name {name:?} must be 1 to 63 lower-case letters, digits and inner dashes")]
     HandlerName { origin: Origin, name: String },
     #[error("{origin}: {key} = {value} in [{table}] must be {must}")]
-    BadValue { origin: Origin, table: String, key: String, value: String, must: String },
+    BadValue { origin: Origin, table: Box<str>, key: Box<str>, value: Box<str>, must: Box<str> },
 }
 
 impl Config {
@@ -280,10 +280,10 @@ fn refuse_unknown(sources: &Sources) -> Result<(), ConfigError> {
             // A key that is right but in the wrong table is the more helpful hint.
             let elsewhere = known.iter().find(|(_, keys)| keys.iter().any(|known| known.name == key));
             let nearest = match elsewhere {
-                Some((table, _)) => format!("{key} in [{table}]"),
-                None => nearest(key, keys.iter().map(|known| known.name)).to_owned(),
+                Some((table, _)) => format!("{key} in [{table}]").into(),
+                None => nearest(key, keys.iter().map(|known| known.name)).into(),
             };
-            let (origin, table, key) = (raw.origin.clone(), name.clone(), key.clone());
+            let (origin, table, key) = (raw.origin.clone(), name.as_str().into(), key.as_str().into());
             return Err(ConfigError::UnknownKey { origin, table, key, nearest });
         }
     }

@@ -142,7 +142,16 @@ async fn collect_leftovers(node: &Node, _recorded: &HashSet<crate::id::PodId>) {
         tracing::warn!(error = %chain(&error), "cannot give back the network of pods that are gone; will try again");
     }
     let (store, ids) = (node.store.clone(), node.pods.containers().ids());
-    if let Err(error) = blocking(move || store.gc(&ids)).await {
+    let collected = blocking(move || {
+        let known: HashSet<_> = ids.into_iter().collect();
+        for id in store.containers().into_iter().filter(|id| !known.contains(id)) {
+            if let Err(error) = store.remove_container(&id) {
+                tracing::warn!(container = %id, error = %chain(&error), "cannot remove a leftover writable layer");
+            }
+        }
+        store.gc()
+    });
+    if let Err(error) = collected.await {
         tracing::warn!(error = %chain(&error), "cannot collect unused layers");
     }
     let run = node.config.server.run.clone();

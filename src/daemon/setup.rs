@@ -13,9 +13,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::config::{self, CgroupDriver, Config, LogFormat, Program};
 use crate::container::handler::Handler;
 use crate::container::{self, Containers};
+use crate::cri::{About, Services};
 use crate::events::Bus;
 use crate::image::pull::{PullConfig, Puller};
-use crate::image::{Store, StoreError};
+use crate::image::{Limits, Store, StoreError};
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
@@ -86,8 +87,8 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     }
     let locks = [lock(&root)?, lock(&run)?];
     let store = {
-        let path = root.clone();
-        blocking(move || Store::open(&path).map_err(|source| SetupError::Store { path, source })).await?
+        let (path, limits) = (root.clone(), Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() });
+        blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source })).await?
     };
     let records = {
         let path = run.join("records");
@@ -117,7 +118,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     let puller = Puller::new(
         store.clone(),
         PullConfig {
-            certs_d: config.registries.certs_dir.clone(),
+            certs_dirs: config.registries.certs_dir.clone(),
             auth_files: config.images.auth_files.clone(),
             parallel_layers: config.images.parallel_layers as usize,
             stall_timeout: config.images.stall_timeout,
@@ -155,6 +156,24 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         },
     );
     Ok(Node { config: Arc::new(config), store, puller, pods, pod_records, container_records, bus, _locks: locks })
+}
+
+impl Node {
+    /// What the gRPC edge works on.
+    pub(super) fn services(&self) -> Services {
+        Services {
+            about: About {
+                root: self.config.server.root.clone(),
+                run: self.config.server.run.clone(),
+                systemd_cgroups: self.config.runtime.cgroup_driver == CgroupDriver::Systemd,
+                toml: self.config.to_toml(),
+            },
+            pods: self.pods.clone(),
+            store: self.store.clone(),
+            puller: self.puller.clone(),
+            bus: self.bus.clone(),
+        }
+    }
 }
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.

@@ -6,3 +6,5 @@
 mod chaos;
 mod fixture;
 mod pods;
+mod tidy;
+mod wire;

@@ -173,7 +173,7 @@ impl Probe {
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
     #[expect(
         deprecated,
-        reason = "deprecated because of CLONE_FILES, which no probe uses; its successor is an unsafe function"
+        reason = "deprecated because of CLONE_FILES, which no probe uses; its successor cannot be called outside of sys"
     )]
     rustix::thread::unshare(flags)
         .map_err(|err| io::Error::new(err.kind(), format!("unshare {flags:?}: {err}")))

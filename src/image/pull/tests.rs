@@ -218,7 +218,7 @@ async fn a_token_that_ends_during_the_pull_is_renewed() {
     registry.fault(&image.config_digest, 1, Fault::HoldAfter(3, gate.clone()));
     let reference = format!("{}/app:v1", registry.host());
     let pull = tokio::spawn(async move { (bench.pull(&reference, None).await, bench) });
-    registry.arrived(&image.config_digest, 2).await;
+    registry.arrived(&image.config_digest, 1).await;
     registry.revoke_tokens();
     gate.open();
     pull.await.unwrap().0.unwrap();

@@ -174,11 +174,11 @@ impl Rooted {
         let dir = intended.all.bundle_dir(&intended.saved.id);
         let settings = intended.all.0.settings.bundle.clone();
         let store = intended.all.0.store.clone();
-        let (saved, view, config) =
+        let (mut saved, view, config) =
             (intended.saved.clone(), Arc::clone(&intended.placement.view), intended.config.clone());
         let handler = Arc::clone(&intended.placement.handler);
         let written = blocking(move || -> Result<_, ContainerError> {
-            let image_mounts = image_mounts(&store, &saved)?;
+            let image_mounts = image_mounts(&store, &mut saved)?;
             let bundle = bundle::generate(&BundleInput {
                 spec: &saved.spec,
                 pod: &view,
@@ -196,11 +196,12 @@ impl Rooted {
                 tracing::warn!(container = %saved.id, "{warning}");
             }
             let mount_fds = write_bundle(&dir, &bundle, &store, &rootfs, image_mounts, handler.bundled)?;
-            Ok((bundle, rootfs, mount_fds))
+            Ok((bundle, rootfs, mount_fds, saved))
         })
         .await;
         match written {
-            Ok((bundle, rootfs, mount_fds)) => {
+            Ok((bundle, rootfs, mount_fds, saved)) => {
+                intended.saved = saved;
                 intended.saved.user = bundle.user.clone();
                 intended.saved.stop_signal = bundle.stop_signal.clone();
                 intended.saved.cgroup = bundle.cgroup_path.clone();

@@ -30,6 +30,7 @@ mod remove;
 pub(crate) mod seccomp_default;
 pub(crate) mod spec;
 mod start;
+mod stats;
 pub(crate) mod state;
 pub(crate) mod status;
 mod stop;
@@ -48,6 +49,8 @@ use crate::events::Bus;
 use crate::id::{ContainerId, PodId};
 use crate::image::{RootfsError, Store, StoreError};
 use crate::monitor::client::{Monitor, MonitorError};
+use crate::stats::Sampler;
+use crate::sys::cgroup::CgroupError;
 use crate::task::Joined;
 use crate::units::UnixNanos;
 
@@ -81,6 +84,7 @@ pub(crate) struct Container {
     removal: tokio::sync::Mutex<()>,
     /// The deadline of the stop in progress; later stops may only bring it forward.
     stopping: Mutex<Option<watch::Sender<Instant>>>,
+    sampler: Sampler,
 }
 
 /// What changes. Guarded by `Container::live`.
@@ -172,6 +176,12 @@ pub(crate) enum ContainerError {
         id: String,
         #[source]
         source: Arc<crate::records::RecordsError>,
+    },
+    #[error("cannot read what container {id} uses")]
+    Stats {
+        id: String,
+        #[source]
+        source: Arc<CgroupError>,
     },
     #[error("exec command is empty")]
     EmptyCommand,
@@ -273,6 +283,7 @@ impl Containers {
             gate: tokio::sync::Mutex::default(),
             removal: tokio::sync::Mutex::default(),
             stopping: Mutex::default(),
+            sampler: Sampler::default(),
         });
         self.publish(&container);
         container

@@ -113,6 +113,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         subnets: config.network.subnets.clone(),
         mtu: (config.network.mtu != 0).then_some(config.network.mtu),
         state_dir: run.join("network"),
+        ..NetworkConfig::default()
     })
     .map_err(SetupError::Network)?;
     let puller = Puller::new(

@@ -404,7 +404,6 @@ impl Inner {
             config: plan.config,
             config_digest: plan.config_digest,
             layers: layers.collect(),
-            pinned: false,
             // As containerd's ParseDockerRef: with a digest the tag is a comment.
             tags: if reference.digest().is_some() { Vec::new() } else { vec![reference.to_string()] },
             repo_digests: vec![reference.with_digest(&plan.top_digest).to_string()],
@@ -544,11 +543,11 @@ impl LayerJob {
                 blob_digest: self.layer.digest.clone(),
                 blob_size: self.layer.size,
                 diff_id: self.diff_id.clone(),
-                compression: Some(match self.layer.compression {
+                compression: match self.layer.compression {
                     LayerCompression::None => Compression::None,
                     LayerCompression::Gzip => Compression::Gzip,
                     LayerCompression::Zstd => Compression::Zstd,
-                }),
+                },
             };
             tokio::task::spawn_blocking(move || {
                 let reader = ChannelReader { receiver, current: Bytes::new(), ended: false };

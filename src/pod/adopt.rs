@@ -30,6 +30,7 @@ impl Pods {
             saved,
             verb: tokio::sync::Mutex::default(),
             creating: tokio::sync::RwLock::default(),
+            sampler: Default::default(),
         });
         self.publish(&pod);
         Ok(pod)

@@ -22,6 +22,7 @@ mod remove;
 pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod state;
+mod stats;
 pub(crate) mod status;
 mod stop;
 mod update;
@@ -41,6 +42,7 @@ use crate::events::{Bus, EventKind};
 use crate::id::{ContainerId, PodId};
 use crate::monitor::client::{Monitor, MonitorError};
 use crate::network::{Link, Network, NetworkError};
+use crate::stats::Sampler;
 use crate::task::{Joined, detached};
 
 use record::{PodRecord, Saved};
@@ -56,6 +58,7 @@ pub(crate) struct Pod {
     verb: tokio::sync::Mutex<()>,
     /// Read-locked by CreateContainer, write-locked by a stop.
     creating: tokio::sync::RwLock<()>,
+    sampler: Sampler,
 }
 
 /// What changes. Guarded by `Pod::live`.
@@ -147,6 +150,12 @@ pub(crate) enum PodError {
     },
     #[error(transparent)]
     Container(#[from] ContainerError),
+    #[error("cannot read what pod {id} uses")]
+    Stats {
+        id: PodId,
+        #[source]
+        source: Arc<crate::sys::cgroup::CgroupError>,
+    },
     #[error("cannot change the resources of pod {id}")]
     Resources {
         id: PodId,

@@ -228,10 +228,11 @@ impl Networked {
             saved: intended.saved.clone(),
             verb: tokio::sync::Mutex::default(),
             creating: tokio::sync::RwLock::default(),
+            sampler: Default::default(),
         });
         if let Err(cause) = intended.all.save(&pod).await {
             if let Some(link) = &link {
-                let detached = intended.all.0.network.detach(pod.id(), link, ready.net.clone()).await;
+                let detached = intended.all.0.network.detach(pod.id(), Some(link), ready.net.as_deref()).await;
                 if let Err(error) = detached {
                     tracing::error!(pod = %pod.id(), error = %error, "cannot give the network back");
                 }
@@ -263,7 +264,7 @@ fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
     let shm = dir.join("shm");
     std::fs::create_dir_all(&shm).map_err(|e| file("create directory", &shm, e))?;
     let resolv_conf = dir.join("resolv.conf");
-    let text = resolv::text(spec.dns.as_ref()).map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
+    let text = resolv::text(spec.dns.as_ref(), spec.namespaces().network == NamespaceMode::Node).map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
     std::fs::write(&resolv_conf, text).map_err(|e| file("write", &resolv_conf, e))?;
     let hostname = dir.join("hostname");
     let name = match spec.hostname.as_str() {

@@ -1,5 +1,6 @@
 //! StopPodSandbox: no new containers, end those there are, give the network back, end the monitor.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,8 +54,8 @@ impl Pods {
 
         let live = pod.live();
         if let Some(link) = &live.link {
-            let netns = live.monitor.as_ref().map(|monitor| format!("/proc/{}/ns/net", monitor.pid()).into());
-            let detached = self.0.network.detach(pod.id(), link, netns).await;
+            let netns = live.monitor.as_ref().map(|monitor| PathBuf::from(format!("/proc/{}/ns/net", monitor.pid())));
+            let detached = self.0.network.detach(pod.id(), Some(link), netns.as_deref()).await;
             detached.map_err(|source| PodError::Network {
                 action: "give back",
                 name: pod.spec().identity.name.clone(),

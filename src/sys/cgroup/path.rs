@@ -96,6 +96,14 @@ impl CgroupPath {
         Ok(path)
     }
 
+    /// From an OCI config's `linux.cgroupsPath`: `slice:prefix:name`, else a path.
+    pub(crate) fn of_oci(text: &str) -> Result<Self, PathError> {
+        match text.split(':').collect::<Vec<_>>()[..] {
+            [slice, prefix, name] => Self::from_systemd(slice, prefix, name),
+            _ => Self::new(Path::new(text)),
+        }
+    }
+
     /// Without a leading slash.
     pub(crate) fn as_path(&self) -> &Path {
         &self.0

@@ -25,6 +25,7 @@ mod exec;
 mod exit;
 pub(crate) mod handler;
 mod reclaim;
+pub(crate) mod place;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod seccomp_default;
@@ -56,6 +57,7 @@ use crate::units::UnixNanos;
 
 use bundle::BundleError;
 use handler::Handler;
+use place::PodPlace;
 use record::{ContainerRecord, Saved};
 use spec::{ContainerSpec, Resources};
 use state::{Denied, State};
@@ -67,7 +69,7 @@ pub(crate) struct Placement {
     pub monitor: Monitor,
     pub handler: Arc<Handler>,
     /// Namespaces, cgroup parent, files of the pod: what `bundle.rs` needs.
-    pub view: Arc<bundle::PodView>,
+    pub place: Arc<PodPlace>,
     /// Where log files go; `None` keeps no logs.
     pub log_directory: Option<PathBuf>,
 }
@@ -212,7 +214,7 @@ struct Inner {
 pub(crate) struct Settings {
     /// The run directory; bundles are in `containers/ID` below it.
     pub run: PathBuf,
-    pub bundle: bundle::Settings,
+    pub host: bundle::Host,
     /// How long the OCI runtime may take for one command.
     pub runtime_timeout: std::time::Duration,
 }

@@ -1,5 +1,7 @@
 //! UpdateContainerResources and ReopenContainerLog.
 
+use std::sync::Arc;
+
 use super::spec::Resources;
 use super::state::Request;
 use super::{ContainerError, Containers, bundle, denied, monitor_error};
@@ -11,7 +13,11 @@ impl Containers {
         let _gate = container.gate.lock().await;
         container.live().state.admit(Request::Update).map_err(denied("update", container.id()))?;
         let merged = container.live().resources.merged(change);
-        let json = bundle::resources_json(&merged);
+        let limits = bundle::resources(&merged).map_err(|source| ContainerError::Bundle {
+            name: container.spec().name.clone(),
+            source: Arc::new(source),
+        })?;
+        let json = serde_json::to_string(&limits).expect("OCI resources have only string keys");
         let monitor = &container.placement.monitor;
         monitor.update(container.id().as_str(), json).await.map_err(monitor_error("update", &container))?;
         container.lock().resources = merged;

@@ -133,12 +133,10 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         bus.clone(),
         container::Settings {
             run: run.clone(),
-            bundle: container::bundle::Settings {
-                seccomp_root: config.runtime.seccomp_root.clone(),
-                pids_limit: config.runtime.pids_limit,
-                ulimits: config.runtime.default_ulimits.clone(),
-                ..Default::default()
-            },
+            host: container::bundle::Host::detect(
+                config.runtime.seccomp_root.clone(),
+                (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
+            ),
             runtime_timeout: config.runtime.create_timeout,
         },
     );

@@ -70,7 +70,7 @@ pub(crate) struct Live {
     /// `None` in the host's network, and once the address has been given back.
     pub link: Option<Link>,
     /// Namespaces and files that containers are placed in.
-    pub view: Arc<crate::container::bundle::PodView>,
+    pub place: Arc<crate::container::place::PodPlace>,
     pub resources: Option<Resources>,
 }
 
@@ -98,7 +98,7 @@ impl Pod {
             saved: self.saved.clone(),
             state: Some(live.state),
             link: live.link,
-            view: Some((*live.view).clone()),
+            place: Some((*live.place).clone()),
             resources: live.resources,
         }
     }
@@ -155,6 +155,12 @@ pub(crate) enum PodError {
         id: PodId,
         #[source]
         source: Arc<crate::sys::cgroup::CgroupError>,
+    },
+    #[error("cannot change the resources of pod {id}")]
+    BadResources {
+        id: PodId,
+        #[source]
+        source: Arc<crate::container::bundle::BundleError>,
     },
     #[error("cannot change the resources of pod {id}")]
     Resources {
@@ -329,7 +335,7 @@ impl Pod {
             pod: self.id().clone(),
             monitor: live.monitor?,
             handler: Arc::clone(&self.handler),
-            view: live.view,
+            place: live.place,
             log_directory: self.spec().log_directory.clone(),
         })
     }

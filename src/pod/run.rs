@@ -10,7 +10,7 @@ use super::record::{PodRecord, Saved};
 use super::spec::{PodIdentity, PodSpec};
 use super::state::State;
 use super::{Live, Pod, PodError, Pods};
-use crate::container::bundle::PodView;
+use crate::container::place::PodPlace;
 use crate::container::handler::Handler;
 use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
@@ -90,7 +90,7 @@ impl Intended {
             handler: handler.name.clone(),
             spec,
         };
-        let record = PodRecord { saved: saved.clone(), state: None, link: None, view: None, resources: None };
+        let record = PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
         let put = all.0.records.put(record).await;
         put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
         Ok(Self { all: all.clone(), saved, handler })
@@ -128,7 +128,7 @@ impl Intended {
             log: dir.join("monitor.log"),
         };
         match spawn::spawn(request).await {
-            Ok((monitor, ready)) => Ok(Monitored { view: self.view(&dir, &ready), intended: self, monitor, ready }),
+            Ok((monitor, ready)) => Ok(Monitored { place: self.place(&dir, &ready), intended: self, monitor, ready }),
             Err(source) => {
                 let cause = PodError::Monitor { name: spec.identity.name.clone(), source: Arc::new(source) };
                 Err(self.fail(cause, None).await)
@@ -136,27 +136,28 @@ impl Intended {
         }
     }
 
-    fn view(&self, dir: &Path, ready: &Ready) -> PodView {
+    fn place(&self, dir: &Path, ready: &Ready) -> PodPlace {
         let spec = &self.saved.spec;
         let own_ipc = spec.namespaces().ipc != NamespaceMode::Node;
-        PodView {
+        PodPlace {
             id: self.saved.id.clone(),
-            identity: spec.identity.clone(),
+            name: spec.identity.name.clone(),
+            namespace: spec.identity.namespace.clone(),
+            uid: spec.identity.uid.clone(),
             hostname: spec.hostname.clone(),
             namespaces: spec.namespaces().clone(),
-            net: ready.net.clone(),
-            ipc: ready.ipc.clone(),
-            uts: ready.uts.clone(),
-            pid: ready.pid_ns.clone(),
-            user: ready.user.clone(),
+            network_ns: ready.net.clone(),
+            ipc_ns: ready.ipc.clone(),
+            uts_ns: ready.uts.clone(),
+            pid_ns: ready.pid_ns.clone(),
+            user_ns: ready.user.clone(),
             cgroup_parent: spec.cgroup_parent.clone(),
             privileged: spec.security.privileged,
             sysctls: spec.sysctls.clone(),
-            labels: spec.labels.clone(),
             annotations: spec.annotations.clone(),
             resolv_conf: dir.join("resolv.conf"),
             hostname_file: dir.join("hostname"),
-            shm: if own_ipc { dir.join("shm") } else { "/dev/shm".into() },
+            shm: own_ipc.then(|| dir.join("shm")),
         }
     }
 
@@ -177,7 +178,7 @@ struct Monitored {
     intended: Intended,
     monitor: Monitor,
     ready: Ready,
-    view: PodView,
+    place: PodPlace,
 }
 
 impl Monitored {
@@ -215,14 +216,14 @@ struct Networked {
 
 impl Networked {
     async fn publish(self) -> Result<PodId, PodError> {
-        let Self { monitored: Monitored { intended, monitor, ready, view }, link } = self;
+        let Self { monitored: Monitored { intended, monitor, ready, place }, link } = self;
         let pod = Arc::new(Pod {
             handler: Arc::clone(&intended.handler),
             live: Mutex::new(Live {
                 state: State::Ready,
                 monitor: Some(monitor.clone()),
                 link: link.clone(),
-                view: Arc::new(view),
+                place: Arc::new(place),
                 resources: intended.saved.spec.resources.clone(),
             }),
             saved: intended.saved.clone(),

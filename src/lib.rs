@@ -50,6 +50,8 @@ mod sandbox;
 
 #[cfg(feature = "daemon")]
 mod records;
+#[cfg(feature = "daemon")]
+mod task;
 mod sys;
 
 #[cfg(feature = "daemon")]

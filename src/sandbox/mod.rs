@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+pub(crate) mod cgroup;
+pub(crate) mod seccomp;
+
 pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }

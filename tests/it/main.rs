@@ -1,2 +1,10 @@
-//! Integration tests.
+//! Integration tests: one binary, so that the fixture is compiled and linked once.
+//!
+//! Tests whose name begins with `privileged_` need root; `make test` runs them in private namespaces, so bridges, rules
+//! and mounts vanish with them.
+
+mod chaos;
+mod fixture;
+mod pods;
 mod tidy;
+mod wire;

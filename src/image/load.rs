@@ -1,0 +1,3 @@
+//! Stub.
+#[derive(Debug)]
+pub(crate) enum LoadError {}

@@ -1,0 +1,166 @@
+//! Mounts of the cgroup filesystems inside a container, in the shape that the host has.
+//!
+//! ```text
+//! v2             one cgroup2 mount
+//! v1, hybrid     a tmpfs with a directory per hierarchy, and a link per controller where several share one
+//! ```
+//!
+//! With a cgroup namespace each hierarchy is mounted anew and shows the container's own part. Without one, the
+//! container's directory of each hierarchy is bound, so that the host's tree is never in the container.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
+
+use super::error::{Attempt, Error};
+use crate::sys::mount;
+
+/// What /proc/self/cgroup and mountinfo say about this process.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// Controllers (or `name=…`), and this process's directory on the host if it is visible.
+    v1: Vec<(String, Option<PathBuf>)>,
+    v2: Option<Option<PathBuf>>,
+    /// The process has a cgroup namespace of its own.
+    pub(super) own_namespace: bool,
+}
+
+impl View {
+    /// Reads the files of the calling process, by the host's /proc.
+    pub(super) fn read() -> io::Result<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup")?;
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(Self::parse(&own, &mounts))
+    }
+
+    fn parse(own: &str, mounts: &str) -> Self {
+        // Mount point, root of the mount, filesystem, super-block options (proc_pid_mountinfo(5)).
+        let mounts: Vec<(&str, &str, &str, &str)> = mounts
+            .lines()
+            .filter_map(|line| {
+                let (left, right) = line.split_once(" - ")?;
+                let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
+                let kind = *right.first()?;
+                kind.starts_with("cgroup").then_some((*left.get(4)?, *left.get(3)?, kind, *right.get(2)?))
+            })
+            .collect();
+        let directory = |kind: &str, controller: &str, path: &str| {
+            let (point, root, ..) = mounts.iter().find(|(_, _, found, options)| {
+                *found == kind && (controller.is_empty() || options.split(',').any(|option| option == controller))
+            })?;
+            let below = PathBuf::from(path).strip_prefix(root).ok()?.to_owned();
+            Some(PathBuf::from(point).join(below))
+        };
+        let mut view = Self::default();
+        for line in own.lines() {
+            let mut fields = line.splitn(3, ':');
+            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
+            if controllers.is_empty() {
+                view.v2 = Some(directory("cgroup2", "", path));
+            } else {
+                let first = controllers.split(',').next().unwrap_or(controllers);
+                view.v1.push((controllers.to_owned(), directory("cgroup", first, path)));
+            }
+        }
+        view
+    }
+}
+
+/// A detached mount for `cgroup` or `cgroup2`.
+pub(super) fn make(view: &View, kind: &str, attributes: u64) -> Result<OwnedFd, Error> {
+    if !is_tree(view, kind) {
+        return unified(view, attributes).attempt(|| "mount cgroup2".to_owned());
+    }
+    let mode = ("mode".to_owned(), Some("755".to_owned()));
+    // Read-only once it is populated.
+    mount::new_filesystem(c"tmpfs", &[mode], attributes & !mount::RDONLY)
+        .attempt(|| "make the tmpfs for the cgroup hierarchies".to_owned())
+}
+
+/// Whether [`make`] returns a tmpfs to be populated.
+pub(super) fn is_tree(view: &View, kind: &str) -> bool {
+    kind == "cgroup" && !view.v1.is_empty()
+}
+
+/// Attaches every v1 hierarchy below the mounted tmpfs; done after it is attached, because a mount on a detached one
+/// needs Linux 6.15.
+pub(super) fn populate(view: &View, tmpfs: &OwnedFd, attributes: u64) -> Result<(), Error> {
+    let text = |key: &str| (key.to_owned(), None);
+    for (controllers, directory) in &view.v1 {
+        let attempted = || format!("mount the cgroup hierarchy {controllers}");
+        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let target = directory_in(tmpfs, name).attempt(attempted)?;
+        let made = if view.own_namespace {
+            let data: Vec<_> = match controllers.strip_prefix("name=") {
+                Some(name) => vec![text("none"), ("name".to_owned(), Some(name.to_owned()))],
+                None => controllers.split(',').map(text).collect(),
+            };
+            mount::new_filesystem(c"cgroup", &data, attributes)
+        } else {
+            bound(directory.as_ref(), attributes)
+        }
+        .attempt(attempted)?;
+        mount::attach(&made, &target).attempt(attempted)?;
+        for controller in controllers.split(',').filter(|controller| *controller != name && !controller.contains('=')) {
+            let controller = CString::new(controller).expect("a line of procfs holds no NUL");
+            symlinkat(name, tmpfs, &controller).attempt(attempted)?;
+        }
+    }
+    if view.v2.is_some() {
+        let attempted = || "mount the unified cgroup hierarchy".to_owned();
+        let target = directory_in(tmpfs, "unified").attempt(attempted)?;
+        let made = unified(view, attributes).attempt(attempted)?;
+        mount::attach(&made, &target).attempt(attempted)?;
+    }
+    if attributes & mount::RDONLY != 0 {
+        let readonly = mount::Change { set: mount::RDONLY, ..mount::Change::default() };
+        mount::change(tmpfs, false, &readonly).attempt(|| "make the cgroup tmpfs read-only".to_owned())?;
+    }
+    Ok(())
+}
+
+fn unified(view: &View, attributes: u64) -> io::Result<OwnedFd> {
+    match (&view.v2, view.own_namespace) {
+        (Some(directory), false) => bound(directory.as_ref(), attributes),
+        _ => mount::new_filesystem(c"cgroup2", &[], attributes),
+    }
+}
+
+fn bound(directory: Option<&PathBuf>, attributes: u64) -> io::Result<OwnedFd> {
+    let directory = directory.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted here"))?;
+    let clone = mount::clone_tree(CWD, directory, false)?;
+    mount::change(&clone, false, &mount::Change { set: attributes, ..mount::Change::default() })?;
+    Ok(clone)
+}
+
+fn directory_in(tmpfs: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    mkdirat(tmpfs, name, Mode::from_raw_mode(0o755))?;
+    Ok(openat(tmpfs, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_hierarchy_is_found_with_the_directory_of_this_process() {
+        let own = "5:cpu,cpuacct:/pods/a\n1:name=systemd:/pods/a\n0::/x\n";
+        let mounts = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      31 25 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+                      32 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let view = View::parse(own, mounts);
+        assert_eq!(
+            view.v1,
+            [
+                ("cpu,cpuacct".to_owned(), Some("/sys/fs/cgroup/cpu,cpuacct/pods/a".into())),
+                ("name=systemd".to_owned(), Some("/sys/fs/cgroup/systemd/pods/a".into())),
+            ]
+        );
+        assert_eq!(view.v2, Some(Some("/sys/fs/cgroup/unified/x".into())));
+    }
+}

@@ -36,7 +36,11 @@ impl Containers {
     /// Creates a container in the pod of `placement`. A repeat of the same call gets the same id.
     ///
     /// Cancel-safe: the work goes on without its caller.
-    pub(crate) async fn create(&self, placement: Placement, spec: ContainerSpec) -> Result<ContainerId, ContainerError> {
+    pub(crate) async fn create(
+        &self,
+        placement: Placement,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, ContainerError> {
         let key = Key {
             pod: placement.pod.clone(),
             name: spec.name.clone(),
@@ -44,10 +48,17 @@ impl Containers {
             request: serde_json::to_string(&spec).expect("a spec has only string keys and finite numbers"),
         };
         let this = self.clone();
-        self.0.creating.run(key, move || async move { this.create_once(placement, Arc::new(spec)).await }).await
+        self.0
+            .creating
+            .run(key, move || async move { this.create_once(placement, Arc::new(spec)).await })
+            .await
     }
 
-    async fn create_once(&self, placement: Placement, spec: Arc<ContainerSpec>) -> Result<ContainerId, ContainerError> {
+    async fn create_once(
+        &self,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<ContainerId, ContainerError> {
         if let Some(id) = self.already_created(&placement.pod, &spec)? {
             return Ok(id);
         }
@@ -58,9 +69,15 @@ impl Containers {
     }
 
     /// The container that an earlier, equal call created and that has not been started since.
-    fn already_created(&self, pod: &PodId, spec: &ContainerSpec) -> Result<Option<ContainerId>, ContainerError> {
+    fn already_created(
+        &self,
+        pod: &PodId,
+        spec: &ContainerSpec,
+    ) -> Result<Option<ContainerId>, ContainerError> {
         let table = self.table();
-        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else { return Ok(None) };
+        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else {
+            return Ok(None);
+        };
         let existing = &table.by_id[id];
         if **existing.spec() == *spec && existing.live().state == State::Created {
             return Ok(Some(id.clone()));
@@ -88,7 +105,9 @@ impl Containers {
                 }
             }
             // The record stays, so the next start of the daemon tries again.
-            Err(error) => tracing::error!(container = %saved.id, error = %error, "cannot take back a container"),
+            Err(error) => {
+                tracing::error!(container = %saved.id, error = %error, "cannot take back a container")
+            }
         }
     }
 }
@@ -104,7 +123,11 @@ struct Intended {
 }
 
 impl Intended {
-    async fn new(all: &Containers, placement: Placement, spec: Arc<ContainerSpec>) -> Result<Self, ContainerError> {
+    async fn new(
+        all: &Containers,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<Self, ContainerError> {
         let (store, name) = (all.0.store.clone(), spec.image.image.clone());
         let found = blocking(move || match store.find(&name)? {
             Some(image) => Ok(Some((store.config(&image)?, image))),
@@ -136,7 +159,8 @@ impl Intended {
             spec,
             id,
         };
-        let record = ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
+        let record =
+            ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
         all.0.records.put(record).await.map_err(|source| ContainerError::Record {
             id: saved.id.to_string(),
             source: Arc::new(source),
@@ -288,7 +312,9 @@ fn write_bundle(
     let text = serde_json::to_vec(&bundle.spec).expect("an OCI spec has only string keys");
     std::fs::write(&config, text).map_err(|e| file("write", &config, e))?;
     if !bundled {
-        store.rootfs_attach(&rootfs.mount, &root).map_err(|e| file("mount the rootfs at", &root, io::Error::other(e)))?;
+        store
+            .rootfs_attach(&rootfs.mount, &root)
+            .map_err(|e| file("mount the rootfs at", &root, io::Error::other(e)))?;
         return Ok(Vec::new());
     }
     for (index, source) in bundle.mount_sources.iter().enumerate() {
@@ -312,10 +338,13 @@ fn image_mounts(store: &Store, saved: &mut Saved) -> Result<Vec<(usize, OwnedFd)
         })?;
         let image = found.ok_or(ContainerError::NoImage(name))?;
         let fd = store.image_mount(&saved.id, &image, sub_path.as_deref());
-        mounts.push((index, fd.map_err(|source| ContainerError::Rootfs {
-            name: spec.name.clone(),
-            source: Arc::new(source),
-        })?));
+        mounts.push((
+            index,
+            fd.map_err(|source| ContainerError::Rootfs {
+                name: spec.name.clone(),
+                source: Arc::new(source),
+            })?,
+        ));
         let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
         saved.mounted_images.insert(mount.container_path.clone(), reference);
     }

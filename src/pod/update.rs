@@ -25,8 +25,10 @@ impl Pods {
         let merged = pod.live().resources.unwrap_or_default().merged(change);
         if let Some(own) = pod.live().view.own_cgroup() {
             let limits = bundle::resources(&merged);
-            let applied = blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
-            applied.map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
+            let applied =
+                blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
+            applied
+                .map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
         }
         pod.lock().resources = Some(merged);
         self.save(&pod).await

@@ -31,8 +31,8 @@ mod remove;
 pub(crate) mod seccomp_default;
 pub(crate) mod spec;
 mod start;
-mod stats;
 pub(crate) mod state;
+mod stats;
 pub(crate) mod status;
 mod stop;
 mod update;
@@ -124,7 +124,12 @@ impl Container {
 
     fn record(&self) -> ContainerRecord {
         let live = self.live();
-        ContainerRecord { saved: self.saved.clone(), state: Some(live.state), pid: live.pid, resources: live.resources }
+        ContainerRecord {
+            saved: self.saved.clone(),
+            state: Some(live.state),
+            pid: live.pid,
+            resources: live.resources,
+        }
     }
 }
 
@@ -137,7 +142,9 @@ pub(crate) enum ContainerError {
     Ambiguous { prefix: String, matches: usize },
     #[error("cannot {verb} container {id}: {denied}")]
     Denied { verb: &'static str, id: String, denied: Denied },
-    #[error("container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first")]
+    #[error(
+        "container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first"
+    )]
     Exists { name: String, attempt: u32, pod: PodId, existing: ContainerId },
     #[error("image {0:?} is not present; pull it first")]
     NoImage(String),
@@ -247,11 +254,14 @@ impl Containers {
         if let Ok(id) = prefix.parse::<ContainerId>() {
             return table.by_id.get(&id).cloned().ok_or_else(|| ContainerError::NotFound(prefix.to_owned()));
         }
-        let mut found = table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
+        let mut found =
+            table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
         match (found.next(), found.count()) {
             (None, _) => Err(ContainerError::NotFound(prefix.to_owned())),
             (Some(container), 0) => Ok(Arc::clone(container)),
-            (Some(_), more) => Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 }),
+            (Some(_), more) => {
+                Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 })
+            }
         }
     }
 

@@ -25,8 +25,8 @@
 //! - An image whose layer directory is missing is reported and not listed; a new pull repairs it.
 //! - Removing goes the other way: image record first, then files. What a crash leaves has no record.
 
-pub(crate) mod reference;
 pub(crate) mod pull;
+pub(crate) mod reference;
 pub(crate) mod registry;
 
 mod gc;

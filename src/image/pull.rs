@@ -611,7 +611,10 @@ impl Read for ChannelReader {
                 Some(Message::End) => self.ended = true,
                 // Not an end of file: a layer that looks whole must never come of half a download.
                 None => {
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download was given up"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the download was given up",
+                    ));
                 }
             }
         }

@@ -125,7 +125,8 @@ async fn from_an_index_the_image_for_the_platform_is_taken() {
     for image in [&arm, &attestation, &host] {
         publish(&registry, "app", "unused", image);
     }
-    let index = registry.put_manifest("app", "multi", fake::OCI_INDEX, fake::index(&[&attestation, &arm, &host]));
+    let index =
+        registry.put_manifest("app", "multi", fake::OCI_INDEX, fake::index(&[&attestation, &arm, &host]));
     let reference: Reference = format!("{}/app:multi", registry.host()).parse().unwrap();
     let puller = bench.puller();
     let pulled = puller.pull(&reference, None, None, None).await.unwrap();
@@ -335,10 +336,7 @@ async fn a_redirect_to_another_host_carries_no_credential() {
     publish(&registry, "app", "v1", &image);
     publish(&storage, "store", "any", &image);
     registry.set_access(Access::Basic { username: "u".into(), password: "p".into() });
-    bench.hosts(
-        &registry.host(),
-        &format!("server = \"{}\"\n[header]\nx-secret = \"s\"\n", registry.url()),
-    );
+    bench.hosts(&registry.host(), &format!("server = \"{}\"\n[header]\nx-secret = \"s\"\n", registry.url()));
     let layer = &image.layers[0].0;
     registry.fault(layer, 9, Fault::Redirect(format!("{}/v2/store/blobs/{layer}?sig=1", storage.url())));
     let config = &image.config_digest;
@@ -365,28 +363,153 @@ async fn a_malicious_registry_gets_nowhere() {
     let at_manifest = "/manifests/";
     type Kind = PullErrorKind;
     let cases: Vec<(&str, &str, Vec<Fault>, Kind, &str)> = vec![
-        ("wrong content of a config", &image.config_digest, vec![Fault::Replace(vec![b'{'; image.config.len()])], Kind::Verification, "has digest sha256:"),
-        ("wrong length of a config", &image.config_digest, vec![Fault::Replace(b"{}".to_vec())], Kind::Verification, "the registry has 2 bytes of it"),
-        ("wrong content of a layer", &layer, vec![Fault::Replace(vec![1; image.layers[1].1.len()])], Kind::BadLayer, "cannot be unpacked"),
-        ("longer layer", &layer, vec![Fault::Replace(vec![1; image.layers[1].1.len() + 1])], Kind::Verification, "the manifest says"),
+        (
+            "wrong content of a config",
+            &image.config_digest,
+            vec![Fault::Replace(vec![b'{'; image.config.len()])],
+            Kind::Verification,
+            "has digest sha256:",
+        ),
+        (
+            "wrong length of a config",
+            &image.config_digest,
+            vec![Fault::Replace(b"{}".to_vec())],
+            Kind::Verification,
+            "the registry has 2 bytes of it",
+        ),
+        (
+            "wrong content of a layer",
+            &layer,
+            vec![Fault::Replace(vec![1; image.layers[1].1.len()])],
+            Kind::BadLayer,
+            "cannot be unpacked",
+        ),
+        (
+            "longer layer",
+            &layer,
+            vec![Fault::Replace(vec![1; image.layers[1].1.len() + 1])],
+            Kind::Verification,
+            "the manifest says",
+        ),
         ("endless layer", &layer, vec![Fault::Endless], Kind::Verification, "longer than"),
-        ("layer that always breaks", &layer, vec![Fault::BreakAfter(10)], Kind::Unavailable, "cannot be reached"),
-        ("endless manifest", at_manifest, vec![Fault::Endless], Kind::Verification, "larger than 4194304 bytes"),
-        ("huge manifest", at_manifest, vec![Fault::Replace(vec![b' '; (4 << 20) + 1])], Kind::Verification, "larger than 4194304 bytes"),
-        ("wrong digest header", at_manifest, vec![Fault::Header("docker-content-digest", format!("sha256:{}", "0".repeat(64)))], Kind::Verification, "its header claims"),
-        ("wrong type", at_manifest, vec![Fault::Header("content-type", "text/html".into())], Kind::Verification, "cannot be used"),
-        ("other type", at_manifest, vec![Fault::Header("content-type", fake::OCI_INDEX.into())], Kind::Verification, "it calls itself"),
-        ("redirect loop", at_manifest, vec![Fault::Redirect("/v2/app/manifests/v1".into())], Kind::Verification, "more than 5 in a row"),
-        ("redirect to a file", at_manifest, vec![Fault::Redirect("file:///etc/passwd".into())], Kind::Verification, "redirect from"),
-        ("redirect with a user", at_manifest, vec![Fault::Redirect("http://u:p@localhost/".into())], Kind::Verification, "without a user name"),
+        (
+            "layer that always breaks",
+            &layer,
+            vec![Fault::BreakAfter(10)],
+            Kind::Unavailable,
+            "cannot be reached",
+        ),
+        (
+            "endless manifest",
+            at_manifest,
+            vec![Fault::Endless],
+            Kind::Verification,
+            "larger than 4194304 bytes",
+        ),
+        (
+            "huge manifest",
+            at_manifest,
+            vec![Fault::Replace(vec![b' '; (4 << 20) + 1])],
+            Kind::Verification,
+            "larger than 4194304 bytes",
+        ),
+        (
+            "wrong digest header",
+            at_manifest,
+            vec![Fault::Header("docker-content-digest", format!("sha256:{}", "0".repeat(64)))],
+            Kind::Verification,
+            "its header claims",
+        ),
+        (
+            "wrong type",
+            at_manifest,
+            vec![Fault::Header("content-type", "text/html".into())],
+            Kind::Verification,
+            "cannot be used",
+        ),
+        (
+            "other type",
+            at_manifest,
+            vec![Fault::Header("content-type", fake::OCI_INDEX.into())],
+            Kind::Verification,
+            "it calls itself",
+        ),
+        (
+            "redirect loop",
+            at_manifest,
+            vec![Fault::Redirect("/v2/app/manifests/v1".into())],
+            Kind::Verification,
+            "more than 5 in a row",
+        ),
+        (
+            "redirect to a file",
+            at_manifest,
+            vec![Fault::Redirect("file:///etc/passwd".into())],
+            Kind::Verification,
+            "redirect from",
+        ),
+        (
+            "redirect with a user",
+            at_manifest,
+            vec![Fault::Redirect("http://u:p@localhost/".into())],
+            Kind::Verification,
+            "without a user name",
+        ),
         ("server error", at_manifest, vec![Fault::Status(500)], Kind::Unavailable, "is unavailable"),
         ("teapot", at_manifest, vec![Fault::Status(418)], Kind::Unavailable, "status 418"),
         ("denied", at_manifest, vec![Fault::Status(403)], Kind::Unauthorized, "refuses access"),
-        ("both meanings", at_manifest, vec![manifest(&|m| m["manifests"] = serde_json::json!([])), Fault::Header("docker-content-digest", "x".into())], Kind::Verification, "both an index"),
-        ("schema 1", at_manifest, vec![Fault::Replace(br#"{"schemaVersion":1,"fsLayers":[]}"#.to_vec()), Fault::Header("docker-content-digest", "x".into())], Kind::Verification, "schema 1"),
-        ("path in a digest", at_manifest, vec![manifest(&|m| m["layers"][0]["digest"] = "sha256:../../x".into()), Fault::Header("docker-content-digest", "x".into())], Kind::Verification, "not the JSON"),
-        ("one layer less", at_manifest, vec![manifest(&|m| { m["layers"].as_array_mut().unwrap().pop(); }), Fault::Header("docker-content-digest", "x".into())], Kind::Verification, "2 diff ids for 1 layers"),
-        ("enormous layer", at_manifest, vec![manifest(&|m| m["layers"][0]["size"] = u64::MAX.into()), Fault::Header("docker-content-digest", "x".into())], Kind::Verification, "more than the limit"),
+        (
+            "both meanings",
+            at_manifest,
+            vec![
+                manifest(&|m| m["manifests"] = serde_json::json!([])),
+                Fault::Header("docker-content-digest", "x".into()),
+            ],
+            Kind::Verification,
+            "both an index",
+        ),
+        (
+            "schema 1",
+            at_manifest,
+            vec![
+                Fault::Replace(br#"{"schemaVersion":1,"fsLayers":[]}"#.to_vec()),
+                Fault::Header("docker-content-digest", "x".into()),
+            ],
+            Kind::Verification,
+            "schema 1",
+        ),
+        (
+            "path in a digest",
+            at_manifest,
+            vec![
+                manifest(&|m| m["layers"][0]["digest"] = "sha256:../../x".into()),
+                Fault::Header("docker-content-digest", "x".into()),
+            ],
+            Kind::Verification,
+            "not the JSON",
+        ),
+        (
+            "one layer less",
+            at_manifest,
+            vec![
+                manifest(&|m| {
+                    m["layers"].as_array_mut().unwrap().pop();
+                }),
+                Fault::Header("docker-content-digest", "x".into()),
+            ],
+            Kind::Verification,
+            "2 diff ids for 1 layers",
+        ),
+        (
+            "enormous layer",
+            at_manifest,
+            vec![
+                manifest(&|m| m["layers"][0]["size"] = u64::MAX.into()),
+                Fault::Header("docker-content-digest", "x".into()),
+            ],
+            Kind::Verification,
+            "more than the limit",
+        ),
     ];
     for (name, at, faults, kind, part) in cases {
         let (bench, registry) = (Bench::new(), Registry::start());
@@ -439,7 +562,10 @@ async fn a_broken_transfer_is_taken_up_where_it_broke() {
         assert_eq!(asked.len(), 3);
         let (second, third) = (asked[1].header("range").unwrap(), asked[2].header("range").unwrap());
         assert_eq!(asked[0].header("range"), None);
-        assert_eq!((second, third), if ignores_range { (second, second) } else { ("bytes=200000-", "bytes=400000-") });
+        assert_eq!(
+            (second, third),
+            if ignores_range { (second, second) } else { ("bytes=200000-", "bytes=400000-") }
+        );
     }
 }
 
@@ -598,7 +724,10 @@ fn authority() -> (String, rustls::ServerConfig) {
     let ca_certificate = ca.self_signed(&ca_key).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let issuer = rcgen::Issuer::new(ca, ca_key);
-    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

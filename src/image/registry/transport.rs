@@ -75,7 +75,8 @@ impl SendError {
             }
             cause = error.source();
             if let Some(io) = error.downcast_ref::<io::Error>() {
-                let hung_up = matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+                let hung_up =
+                    matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
                 if self.0.is_connect() && hung_up {
                     return true;
                 }

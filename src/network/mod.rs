@@ -20,6 +20,8 @@ mod bandwidth;
 mod bridge;
 mod cni;
 mod conntrack;
+#[cfg(test)]
+mod facade_tests;
 mod ipam;
 mod links;
 mod netlink;

@@ -137,6 +137,15 @@ fn privileged_a_pod_is_detached_by_what_attached_it_whatever_is_configured_since
             assert_eq!(serde_json::from_str::<Link>(&text).unwrap(), built_in);
             let other = ["10.79.0.0/24".parse().unwrap()];
             assert_eq!(network.set_pod_cidr(&other).unwrap(), PodCidr::InUse);
+            // A reload of the machine's firewall: the next status puts our rules back.
+            let nft = |arguments: &[&str]| {
+                let output = std::process::Command::new("nft").args(arguments).output().unwrap();
+                String::from_utf8(output.stdout).unwrap()
+            };
+            nft(&["flush", "ruleset"]);
+            assert!(network.status().await.ready);
+            let rules = nft(&["list", "ruleset"]);
+            assert!(rules.contains("masquerade") && rules.contains("8080"), "{rules}");
 
             install_plugin(dir.path());
             let by_cni = attach(&network, &two, &b, 8080).await.unwrap();

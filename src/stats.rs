@@ -228,7 +228,8 @@ mod tests {
     fn interface_counters_are_read_without_loopback() {
         let text = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  \
                     eth0:  10 2 3 0 0 0 0 0 40 5 6 0 0 0 0 0\n";
-        let expected = InterfaceUsage { name: "eth0".into(), rx_bytes: 10, rx_errors: 3, tx_bytes: 40, tx_errors: 6 };
+        let expected =
+            InterfaceUsage { name: "eth0".into(), rx_bytes: 10, rx_errors: 3, tx_bytes: 40, tx_errors: 6 };
         assert_eq!(parse_interfaces(text), [expected]);
     }
 }

@@ -107,9 +107,7 @@ pub(super) async fn status(mut client: Client, format: Format) -> Result<ExitCod
 /// Takes bridge and rules of the built-in network away, which otherwise stay for the next pod.
 pub(super) async fn teardown(mut client: Client) -> Result<ExitCode, CliError> {
     let answer = client.admin.teardown(admin::TeardownRequest {}).await;
-    for removed in answer.map_err(CliError::refused("remove the network"))?.into_inner().removed {
-        output::line(removed)?;
-    }
+    answer.map_err(CliError::refused("remove the built-in network"))?;
     Ok(ExitCode::SUCCESS)
 }
 

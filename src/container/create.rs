@@ -2,6 +2,7 @@
 //!
 //! Each step consumes the one before and knows how to take everything back, so a failure leaves nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,10 @@ use oci_spec::image::ImageConfiguration;
 use rustix::fs::CWD;
 
 use super::bundle::{self, Bundle, BundleInput};
+use super::handler::Handler;
+use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
-use super::spec::{ContainerSpec, MountSource};
+use super::spec::{ContainerSpec, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
@@ -36,7 +39,11 @@ impl Containers {
     /// Creates a container in the pod of `placement`. A repeat of the same call gets the same id.
     ///
     /// Cancel-safe: the work goes on without its caller.
-    pub(crate) async fn create(&self, placement: Placement, spec: ContainerSpec) -> Result<ContainerId, ContainerError> {
+    pub(crate) async fn create(
+        &self,
+        placement: Placement,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, ContainerError> {
         let key = Key {
             pod: placement.pod.clone(),
             name: spec.name.clone(),
@@ -44,10 +51,17 @@ impl Containers {
             request: serde_json::to_string(&spec).expect("a spec has only string keys and finite numbers"),
         };
         let this = self.clone();
-        self.0.creating.run(key, move || async move { this.create_once(placement, Arc::new(spec)).await }).await
+        self.0
+            .creating
+            .run(key, move || async move { this.create_once(placement, Arc::new(spec)).await })
+            .await
     }
 
-    async fn create_once(&self, placement: Placement, spec: Arc<ContainerSpec>) -> Result<ContainerId, ContainerError> {
+    async fn create_once(
+        &self,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<ContainerId, ContainerError> {
         if let Some(id) = self.already_created(&placement.pod, &spec)? {
             return Ok(id);
         }
@@ -58,9 +72,15 @@ impl Containers {
     }
 
     /// The container that an earlier, equal call created and that has not been started since.
-    fn already_created(&self, pod: &PodId, spec: &ContainerSpec) -> Result<Option<ContainerId>, ContainerError> {
+    fn already_created(
+        &self,
+        pod: &PodId,
+        spec: &ContainerSpec,
+    ) -> Result<Option<ContainerId>, ContainerError> {
         let table = self.table();
-        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else { return Ok(None) };
+        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else {
+            return Ok(None);
+        };
         let existing = &table.by_id[id];
         if **existing.spec() == *spec && existing.live().state == State::Created {
             return Ok(Some(id.clone()));
@@ -88,7 +108,9 @@ impl Containers {
                 }
             }
             // The record stays, so the next start of the daemon tries again.
-            Err(error) => tracing::error!(container = %saved.id, error = %error, "cannot take back a container"),
+            Err(error) => {
+                tracing::error!(container = %saved.id, error = %error, "cannot take back a container")
+            }
         }
     }
 }
@@ -104,7 +126,11 @@ struct Intended {
 }
 
 impl Intended {
-    async fn new(all: &Containers, placement: Placement, spec: Arc<ContainerSpec>) -> Result<Self, ContainerError> {
+    async fn new(
+        all: &Containers,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<Self, ContainerError> {
         let (store, name) = (all.0.store.clone(), spec.image.image.clone());
         let found = blocking(move || match store.find(&name)? {
             Some(image) => Ok(Some((store.config(&image)?, image))),
@@ -136,12 +162,26 @@ impl Intended {
             spec,
             id,
         };
-        let record = ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
+        let record =
+            ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
         all.0.records.put(record).await.map_err(|source| ContainerError::Record {
             id: saved.id.to_string(),
             source: Arc::new(source),
         })?;
         Ok(Self { all: all.clone(), placement, saved, image, config })
+    }
+
+    /// The PID namespace that the container joins: the pod's, or that of the container it targets.
+    fn pid_namespace(&self) -> Option<PathBuf> {
+        match &self.saved.spec.security.namespaces.pid {
+            NamespaceMode::Target(id) => {
+                let pid = self.all.find(id).ok()?.live().pid?;
+                Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))
+            }
+            NamespaceMode::Pod | NamespaceMode::Container | NamespaceMode::Node => {
+                self.placement.place.pid_ns.clone()
+            }
+        }
     }
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
@@ -171,45 +211,156 @@ struct Rooted {
 impl Rooted {
     async fn write_bundle(self) -> Result<Bundled, ContainerError> {
         let Self { mut intended, rootfs } = self;
-        let dir = intended.all.bundle_dir(&intended.saved.id);
-        let settings = intended.all.0.settings.bundle.clone();
-        let store = intended.all.0.store.clone();
-        let (mut saved, view, config) =
-            (intended.saved.clone(), Arc::clone(&intended.placement.view), intended.config.clone());
-        let handler = Arc::clone(&intended.placement.handler);
-        let written = blocking(move || -> Result<_, ContainerError> {
-            let image_mounts = image_mounts(&store, &mut saved)?;
-            let bundle = bundle::generate(&BundleInput {
-                spec: &saved.spec,
-                pod: &view,
-                image: &config,
-                rootfs: &rootfs.mount,
-                id: &saved.id,
-                settings: &settings,
-                handler: &handler,
-            })
-            .map_err(|source| ContainerError::Bundle {
-                name: saved.spec.name.clone(),
-                source: Arc::new(source),
-            })?;
-            for warning in &bundle.warnings {
-                tracing::warn!(container = %saved.id, "{warning}");
-            }
-            let mount_fds = write_bundle(&dir, &bundle, &store, &rootfs, image_mounts, handler.bundled)?;
-            Ok((bundle, rootfs, mount_fds, saved))
-        })
-        .await;
-        match written {
-            Ok((bundle, rootfs, mount_fds, saved)) => {
+        let work = BundleWork {
+            dir: intended.all.bundle_dir(&intended.saved.id),
+            host: intended.all.0.settings.host.clone(),
+            store: intended.all.0.store.clone(),
+            saved: intended.saved.clone(),
+            place: Arc::clone(&intended.placement.place),
+            pid_ns: intended.pid_namespace(),
+            handler: Arc::clone(&intended.placement.handler),
+            config: intended.config.clone(),
+            rootfs,
+        };
+        match blocking(move || work.run()).await {
+            Ok(Written { saved, rootfs, mount_fds }) => {
                 intended.saved = saved;
-                intended.saved.user = bundle.user.clone();
-                intended.saved.stop_signal = bundle.stop_signal.clone();
-                intended.saved.cgroup = bundle.cgroup_path.clone();
                 Ok(Bundled { intended, rootfs, mount_fds })
             }
             Err(cause) => Err(intended.fail(cause).await),
         }
     }
+}
+
+/// What the blocking part of a creation needs.
+struct BundleWork {
+    dir: PathBuf,
+    host: bundle::Host,
+    store: Store,
+    saved: Saved,
+    place: Arc<PodPlace>,
+    pid_ns: Option<PathBuf>,
+    handler: Arc<Handler>,
+    config: ImageConfiguration,
+    rootfs: Rootfs,
+}
+
+/// What comes of it.
+struct Written {
+    saved: Saved,
+    rootfs: Rootfs,
+    /// Sources of mounts, by their index in the OCI config.
+    mount_fds: Vec<(usize, OwnedFd)>,
+}
+
+impl BundleWork {
+    fn run(self) -> Result<Written, ContainerError> {
+        let Self { dir, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
+        let root = dir.join("rootfs");
+        std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
+        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled)?;
+        let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
+        let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
+        let parent = place.parent();
+        let Bundle { spec, user, stop_signal, mount_sources, volumes, warnings } =
+            bundle::generate(&BundleInput {
+                spec: &saved.spec,
+                pod: &place.view(&handler, &parent, pid_ns),
+                host: &host,
+                image: &config,
+                rootfs: &rootfs.mount,
+                id: &saved.id,
+                image_mounts: &images.paths,
+                volumes_dir: volumes.as_deref(),
+            })
+            .map_err(bad)?;
+        for warning in &warnings {
+            tracing::warn!(container = %saved.id, "{warning}");
+        }
+        for volume in &volumes {
+            std::fs::create_dir_all(volume).map_err(|e| file_error("create the volume", volume, e))?;
+        }
+        let path = dir.join("config.json");
+        let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
+        std::fs::write(&path, text).map_err(|e| file_error("write", &path, e))?;
+        let mount_fds = if handler.bundled {
+            images.open_sources(&mount_sources, place.shm.as_deref())?
+        } else {
+            let attached = store.rootfs_attach(&rootfs.mount, &root);
+            attached.map_err(|e| file_error("mount the rootfs at", &root, io::Error::other(e)))?;
+            Vec::new()
+        };
+        saved.cgroup = place.cgroups_path(saved.id.as_str()).map_err(bad)?.display().to_string();
+        saved.user = user;
+        saved.stop_signal = stop_signal.to_string();
+        Ok(Written { saved, rootfs, mount_fds })
+    }
+}
+
+/// The images that the request mounts into the container.
+struct ImageMounts {
+    /// By the mount's path in the container: where it is attached for a foreign runtime; for ours only a name.
+    paths: BTreeMap<PathBuf, PathBuf>,
+    /// For our own runtime, by that name.
+    detached: BTreeMap<PathBuf, OwnedFd>,
+}
+
+impl ImageMounts {
+    fn make(store: &Store, saved: &mut Saved, dir: &Path, bundled: bool) -> Result<Self, ContainerError> {
+        let (mut paths, mut detached) = (BTreeMap::new(), BTreeMap::new());
+        let spec = Arc::clone(&saved.spec);
+        for (number, mount) in spec.mounts.iter().enumerate() {
+            let MountSource::Image { image: wanted, sub_path } = &mount.source else { continue };
+            let name = wanted.image.clone();
+            let found = store.find(&name).map_err(|source| ContainerError::Image {
+                image: name.clone(),
+                source: Arc::new(source.into()),
+            })?;
+            let image = found.ok_or(ContainerError::NoImage(name))?;
+            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref()).map_err(|source| {
+                ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
+            })?;
+            let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
+            saved.mounted_images.insert(mount.container_path.clone(), reference);
+            let path = dir.join(IMAGES).join(number.to_string());
+            if bundled {
+                detached.insert(path.clone(), fd);
+            } else {
+                std::fs::create_dir_all(&path).map_err(|e| file_error("create directory", &path, e))?;
+                let attached = store.rootfs_attach(&fd, &path);
+                attached.map_err(|e| file_error("mount the image at", &path, io::Error::other(e)))?;
+            }
+            paths.insert(mount.container_path.clone(), path);
+        }
+        Ok(Self { paths, detached })
+    }
+
+    /// Gets hold of every mount source while the host's paths are in sight: the runtime is called in a mount namespace
+    /// that does not have them. `shm` is the one source that exists only there.
+    fn open_sources(
+        mut self,
+        sources: &[Option<PathBuf>],
+        shm: Option<&Path>,
+    ) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
+        let mut fds = Vec::new();
+        for (index, source) in sources.iter().enumerate() {
+            let Some(source) = source.as_deref().filter(|source| Some(*source) != shm) else { continue };
+            let fd = match self.detached.remove(source) {
+                Some(fd) => fd,
+                None => clone_tree(CWD, source, true)
+                    .map_err(|e| file_error("open the mount source", source, e))?,
+            };
+            fds.push((index, fd));
+        }
+        Ok(fds)
+    }
+}
+
+/// Where images are mounted for a foreign runtime, in the bundle's directory.
+const IMAGES: &str = "images";
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> ContainerError {
+    ContainerError::File { action, path: path.to_owned(), source: Arc::new(source) }
 }
 
 /// Adds the bundle on disk and the sources of its mounts. Undone by [`Intended::fail`].
@@ -268,80 +419,25 @@ impl Bundled {
     }
 }
 
-/// Writes `config.json` and gets hold of every mount source while the host's paths are in sight.
-fn write_bundle(
-    dir: &Path,
-    bundle: &Bundle,
-    store: &Store,
-    rootfs: &Rootfs,
-    mut image_mounts: Vec<(usize, OwnedFd)>,
-    bundled: bool,
-) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
-    let file = |action, path: &Path, source: io::Error| ContainerError::File {
-        action,
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
-    let root = dir.join("rootfs");
-    std::fs::create_dir_all(&root).map_err(|e| file("create directory", &root, e))?;
-    let config = dir.join("config.json");
-    let text = serde_json::to_vec(&bundle.spec).expect("an OCI spec has only string keys");
-    std::fs::write(&config, text).map_err(|e| file("write", &config, e))?;
-    if !bundled {
-        store.rootfs_attach(&rootfs.mount, &root).map_err(|e| file("mount the rootfs at", &root, io::Error::other(e)))?;
-        return Ok(Vec::new());
-    }
-    for (index, source) in bundle.mount_sources.iter().enumerate() {
-        let Some(source) = source else { continue };
-        let fd = clone_tree(CWD, source, true).map_err(|e| file("open the mount source", source, e))?;
-        image_mounts.push((index, fd));
-    }
-    Ok(image_mounts)
-}
-
-/// Mounts the images that the request wants inside the container. The indexes are into the request's mounts.
-fn image_mounts(store: &Store, saved: &mut Saved) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
-    let mut mounts = Vec::new();
-    let spec = Arc::clone(&saved.spec);
-    for (index, mount) in spec.mounts.iter().enumerate() {
-        let MountSource::Image { image: wanted, sub_path } = &mount.source else { continue };
-        let name = wanted.image.clone();
-        let found = store.find(&name).map_err(|source| ContainerError::Image {
-            image: name.clone(),
-            source: Arc::new(source.into()),
-        })?;
-        let image = found.ok_or(ContainerError::NoImage(name))?;
-        let fd = store.image_mount(&saved.id, &image, sub_path.as_deref());
-        mounts.push((index, fd.map_err(|source| ContainerError::Rootfs {
-            name: spec.name.clone(),
-            source: Arc::new(source),
-        })?));
-        let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
-        saved.mounted_images.insert(mount.container_path.clone(), reference);
-    }
-    Ok(mounts)
-}
-
 /// Makes the directory of a log file (the kubelet does; crictl does not) and opens it.
 pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
-    let file = |action, path: &Path, source: io::Error| ContainerError::File {
-        action,
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
     let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-    std::fs::create_dir_all(directory).map_err(|e| file("create the log directory", directory, e))?;
-    let fd = std::fs::File::open(directory).map_err(|e| file("open the log directory", directory, e))?;
+    std::fs::create_dir_all(directory).map_err(|e| file_error("create the log directory", directory, e))?;
+    let fd =
+        std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
     Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
 }
 
 /// Removes a bundle directory and what a foreign runtime had mounted there.
 pub(super) fn remove_bundle(dir: &Path) -> io::Result<()> {
-    let root: PathBuf = dir.join("rootfs");
-    match rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH) {
-        // Not a mount point, or not there.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
+    let images =
+        std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
+    for mounted in images.chain([dir.join("rootfs")]) {
+        match rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH) {
+            // Not a mount point, or not there.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

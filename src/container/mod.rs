@@ -24,14 +24,15 @@ pub(crate) mod create;
 mod exec;
 mod exit;
 pub(crate) mod handler;
+pub(crate) mod place;
 mod reclaim;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod seccomp_default;
 pub(crate) mod spec;
 mod start;
-mod stats;
 pub(crate) mod state;
+mod stats;
 pub(crate) mod status;
 mod stop;
 mod update;
@@ -56,6 +57,7 @@ use crate::units::UnixNanos;
 
 use bundle::BundleError;
 use handler::Handler;
+use place::PodPlace;
 use record::{ContainerRecord, Saved};
 use spec::{ContainerSpec, Resources};
 use state::{Denied, State};
@@ -67,7 +69,7 @@ pub(crate) struct Placement {
     pub monitor: Monitor,
     pub handler: Arc<Handler>,
     /// Namespaces, cgroup parent, files of the pod: what `bundle.rs` needs.
-    pub view: Arc<bundle::PodView>,
+    pub place: Arc<PodPlace>,
     /// Where log files go; `None` keeps no logs.
     pub log_directory: Option<PathBuf>,
 }
@@ -122,7 +124,12 @@ impl Container {
 
     fn record(&self) -> ContainerRecord {
         let live = self.live();
-        ContainerRecord { saved: self.saved.clone(), state: Some(live.state), pid: live.pid, resources: live.resources }
+        ContainerRecord {
+            saved: self.saved.clone(),
+            state: Some(live.state),
+            pid: live.pid,
+            resources: live.resources,
+        }
     }
 }
 
@@ -135,7 +142,9 @@ pub(crate) enum ContainerError {
     Ambiguous { prefix: String, matches: usize },
     #[error("cannot {verb} container {id}: {denied}")]
     Denied { verb: &'static str, id: String, denied: Denied },
-    #[error("container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first")]
+    #[error(
+        "container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first"
+    )]
     Exists { name: String, attempt: u32, pod: PodId, existing: ContainerId },
     #[error("image {0:?} is not present; pull it first")]
     NoImage(String),
@@ -212,7 +221,7 @@ struct Inner {
 pub(crate) struct Settings {
     /// The run directory; bundles are in `containers/ID` below it.
     pub run: PathBuf,
-    pub bundle: bundle::Settings,
+    pub host: bundle::Host,
     /// How long the OCI runtime may take for one command.
     pub runtime_timeout: std::time::Duration,
 }
@@ -245,11 +254,14 @@ impl Containers {
         if let Ok(id) = prefix.parse::<ContainerId>() {
             return table.by_id.get(&id).cloned().ok_or_else(|| ContainerError::NotFound(prefix.to_owned()));
         }
-        let mut found = table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
+        let mut found =
+            table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
         match (found.next(), found.count()) {
             (None, _) => Err(ContainerError::NotFound(prefix.to_owned())),
             (Some(container), 0) => Ok(Arc::clone(container)),
-            (Some(_), more) => Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 }),
+            (Some(_), more) => {
+                Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 })
+            }
         }
     }
 

@@ -13,7 +13,8 @@ impl Containers {
     pub(crate) async fn stats(&self, container: &Arc<Container>) -> Result<ContainerUsage, ContainerError> {
         let (store, own) = (self.0.store.clone(), Arc::clone(container));
         blocking(move || {
-            let failed = |source| ContainerError::Stats { id: own.id().to_string(), source: Arc::new(source) };
+            let failed =
+                |source| ContainerError::Stats { id: own.id().to_string(), source: Arc::new(source) };
             let path = CgroupPath::of_oci(&own.saved.cgroup).map_err(|error| failed(error.into()))?;
             let cgroup = own.sampler.read(&path).map_err(failed)?;
             let writable = store.writable_usage(own.id()).ok().map(|(used, inodes)| DiskUsage {

@@ -72,7 +72,8 @@ impl Admin for Operator {
             return Err(status(Kind::FailedPrecondition, message));
         }
         self.all.pods.network().teardown().await.map_err(refused)?;
-        Ok(Response::new(TeardownResponse {}))
+        let removed = vec!["the bridge with its addresses, routes and nftables table".to_owned()];
+        Ok(Response::new(TeardownResponse { removed }))
     }
 }
 

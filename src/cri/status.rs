@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use super::from_proto::BadRequest;
 use crate::container::ContainerError;
+use crate::container::bundle::BundleError;
 use crate::image::pull::{PullError, PullErrorKind};
 use crate::image::reference::ReferenceError;
 use crate::image::{FindError, LoadError, StoreError};
@@ -107,9 +108,10 @@ impl Refusal for PodError {
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::File { source, .. } => of_io(source),
             Self::Container(error) => error.kind(),
-            Self::Monitor { .. } | Self::Network { .. } | Self::Record { .. } | Self::Resources { .. } => {
-                Kind::Internal
-            }
+            Self::Monitor { source, .. } => source.kind(),
+            Self::Network { source, .. } => source.kind(),
+            Self::BadResources { source, .. } => source.kind(),
+            Self::Record { .. } | Self::Resources { .. } | Self::Stats { .. } => Kind::Internal,
         }
     }
 }
@@ -123,9 +125,22 @@ impl Refusal for ContainerError {
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Kind::DeadlineExceeded,
             Self::File { source, .. } => of_io(source),
-            Self::Rootfs { .. } | Self::Bundle { .. } | Self::Monitor { .. } | Self::Record { .. } => {
-                Kind::Internal
-            }
+            Self::Monitor { source, .. } => source.kind(),
+            Self::Bundle { source, .. } => source.kind(),
+            Self::Image { source, .. } => source.kind(),
+            Self::Rootfs { .. } | Self::Record { .. } | Self::Stats { .. } => Kind::Internal,
+        }
+    }
+}
+
+/// A bundle is made from the request, the image and what the host has; all but reading a file is the request's.
+impl Refusal for BundleError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::MountSource { source, .. }
+            | Self::Device { source, .. }
+            | Self::SeccompRead { source, .. } => of_io(source),
+            _ => Kind::InvalidArgument,
         }
     }
 }

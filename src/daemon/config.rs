@@ -98,6 +98,7 @@ impl Config {
     }
 
     /// The same from the text of one file, named `path` in errors.
+    #[cfg(test)]
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let mut sources = Sources::default();
         sources.merge(path, text)?;
@@ -197,12 +198,6 @@ impl Config {
         print_table(&mut text, "stream", &self.stream);
         text
     }
-
-    /// The state directory that a handler's OCI runtime is given as `--root`.
-    pub(crate) fn handler_root(&self, name: &str) -> Option<PathBuf> {
-        let handler = self.handlers.get(name)?;
-        Some(handler.root.clone().unwrap_or_else(|| self.server.run.join("oci").join(name)))
-    }
 }
 
 impl Default for Config {
@@ -224,15 +219,6 @@ impl Handler {
             Program::OnPath(name) => {
                 std::env::split_paths(search_path).map(|dir| dir.join(name)).find(executable)
             }
-        }
-    }
-
-    /// Whether this is our own sandbox, whose extensions may then be used.
-    pub(crate) fn is_bundled(&self) -> bool {
-        match &self.path {
-            Program::Default => true,
-            Program::At(path) => path.file_name() == Some(OsStr::new(BUNDLED_BINARY)),
-            Program::OnPath(name) => name == BUNDLED_BINARY,
         }
     }
 }
@@ -357,8 +343,6 @@ mod tests {
         assert_eq!(config.handlers["runc"].path, Program::OnPath("runc".into()));
         assert_eq!(config.stream.idle_timeout, Duration::from_secs(4 * 3600));
         assert_eq!(config.metrics.listen, None);
-        assert_eq!(config.handler_root("runc"), Some("/run/brig/oci/runc".into()));
-        assert!(config.handlers["brig"].is_bundled() && !config.handlers["runc"].is_bundled());
     }
 
     #[test]

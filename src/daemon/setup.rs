@@ -71,7 +71,8 @@ pub(crate) enum SetupError {
 
 /// Starts the log on standard error.
 pub(super) fn log(server: &config::Server) {
-    let filter = EnvFilter::builder().parse_lossy(format!("brig={level},{level}", level = server.log_level.as_str()));
+    let filter =
+        EnvFilter::builder().parse_lossy(format!("brig={level},{level}", level = server.log_level.as_str()));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match server.log_format {
         LogFormat::Text => log.with_ansi(false).finish().init(),
@@ -87,8 +88,12 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     }
     let locks = [lock(&root)?, lock(&run)?];
     let store = {
-        let (path, limits) = (root.clone(), Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() });
-        blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source })).await?
+        let (path, limits) = (
+            root.clone(),
+            Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() },
+        );
+        blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source }))
+            .await?
     };
     let records = {
         let path = run.join("records");
@@ -133,12 +138,10 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         bus.clone(),
         container::Settings {
             run: run.clone(),
-            bundle: container::bundle::Settings {
-                seccomp_root: config.runtime.seccomp_root.clone(),
-                pids_limit: config.runtime.pids_limit,
-                ulimits: config.runtime.default_ulimits.clone(),
-                ..Default::default()
-            },
+            host: container::bundle::Host::detect(
+                config.runtime.seccomp_root.clone(),
+                (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
+            ),
             runtime_timeout: config.runtime.create_timeout,
         },
     );
@@ -156,7 +159,16 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             shm_size: config.runtime.shm_size,
         },
     );
-    Ok(Node { config: Arc::new(config), store, puller, pods, pod_records, container_records, bus, _locks: locks })
+    Ok(Node {
+        config: Arc::new(config),
+        store,
+        puller,
+        pods,
+        pod_records,
+        container_records,
+        bus,
+        _locks: locks,
+    })
 }
 
 impl Node {

@@ -25,8 +25,8 @@
 //! - An image whose layer directory is missing is reported and not listed; a new pull repairs it.
 //! - Removing goes the other way: image record first, then files. What a crash leaves has no record.
 
-pub(crate) mod reference;
 pub(crate) mod pull;
+pub(crate) mod reference;
 pub(crate) mod registry;
 
 mod gc;
@@ -42,9 +42,11 @@ mod verify;
 mod tests;
 
 #[cfg(test)]
+#[expect(dead_code, reason = "shared with the integration tests, which use other parts")]
 #[path = "../../tests/it/fixture/image.rs"]
 mod fake_image;
 #[cfg(test)]
+#[expect(dead_code, reason = "shared with the integration tests, which use other parts")]
 #[path = "../../tests/it/fixture/registry.rs"]
 mod fake_registry;
 

@@ -353,6 +353,24 @@ impl Builtin {
         Ok(())
     }
 
+    /// Puts the rules back when somebody flushed them. Costs one message when they are there.
+    pub(super) fn heal(&self) -> Result<(), BridgeError> {
+        let mut state = self.lock();
+        if state.ready.is_none() {
+            return Ok(());
+        }
+        let mut there = true;
+        self.nft(&mut state, |table, socket, _| {
+            there = table.exists(socket)?;
+            Ok(())
+        })?;
+        if !there {
+            tracing::warn!("the nftables rules of bridge {} were deleted; they are put back", self.bridge);
+            self.replace_table(&mut state)?;
+        }
+        Ok(())
+    }
+
     /// Makes the table anew with the host ports of all pods.
     fn replace_table(&self, state: &mut State) -> Result<(), BridgeError> {
         Ok(self.nft(state, |table, socket, ports| table.replace(socket, &ports.all()))?)

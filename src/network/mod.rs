@@ -20,6 +20,8 @@ mod bandwidth;
 mod bridge;
 mod cni;
 mod conntrack;
+#[cfg(test)]
+mod facade_tests;
 mod ipam;
 mod links;
 mod netlink;
@@ -311,14 +313,21 @@ impl Network {
         }
     }
 
-    /// Whether pods can be attached now. Asks CNI 1.1 plugins, so it takes as long as they do, at most 10 s each.
+    /// Whether pods can be attached now. Asks CNI 1.1 plugins, so it takes as long as they do, at most 10 s each. The
+    /// built-in network puts its rules back if they were flushed: the kubelet asks every few seconds.
     pub(crate) async fn status(&self) -> NetworkStatus {
-        let why = match self.cni.readiness().await {
-            Readiness::Absent if self.builtin.is_none() => String::new(),
-            Readiness::Absent | Readiness::Ready => {
+        let bridge = self.bridge.clone();
+        let healed = blocking(move || bridge.heal()).await;
+        let why = match (self.cni.readiness().await, &self.builtin) {
+            (Readiness::NotReady(why), _) => format!(": {why}"),
+            (Readiness::Absent, None) => String::new(),
+            (Readiness::Absent, Some(_)) if let Err(err) = healed => {
+                let cause = std::error::Error::source(&err).map(ToString::to_string).unwrap_or_default();
+                format!(": {err}: {cause}")
+            }
+            (Readiness::Absent, Some(_)) | (Readiness::Ready, _) => {
                 return NetworkStatus { ready: true, reason: String::new(), message: String::new() };
             }
-            Readiness::NotReady(why) => format!(": {why}"),
         };
         NetworkStatus {
             ready: false,

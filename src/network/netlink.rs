@@ -149,7 +149,7 @@ impl Socket {
     ) -> Result<(), NetlinkError> {
         let whole = names.first().map_or("nothing", |(_, what)| what).to_owned();
         self.send(bytes, &whole)?;
-        let mut refused: Option<(usize, NetlinkError)> = None;
+        let mut refused: Option<(Option<usize>, NetlinkError)> = None;
         let mut missing = names.len();
         while missing > 0 {
             if let Err(err) = self.receive(&whole) {
@@ -157,18 +157,19 @@ impl Socket {
                 return Err(refused.map_or(err, |(_, refusal)| refusal));
             }
             for (header, payload) in messages(&self.buffer) {
-                let Some(place) = names.iter().position(|(sequence, _)| *sequence == header.sequence) else {
-                    continue;
-                };
                 if header.kind != NLMSG_ERROR {
                     continue;
                 }
-                missing = missing.saturating_sub(1);
-                if let Some(err) = refusal(&header, payload, &names[place].1)
+                let place = names.iter().position(|(sequence, _)| *sequence == header.sequence);
+                let what = place.map_or(whole.as_str(), |place| &names[place].1);
+                // nftables blames the first message of a batch, which has no name here, when the commit as a whole
+                // fails, and then still acknowledges the others.
+                if let Some(err) = refusal(&header, payload, what)
                     && refused.as_ref().is_none_or(|(first, _)| place < *first)
                 {
                     refused = Some((place, err));
                 }
+                missing -= usize::from(place.is_some()).min(missing);
             }
         }
         refused.map_or(Ok(()), |(_, err)| Err(err))

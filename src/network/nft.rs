@@ -34,6 +34,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
@@ -161,6 +162,18 @@ impl Table<'_> {
         let mut batch = Batch::new(socket, self.name());
         batch.elements(DELETE_ELEMENTS, ports);
         batch.commit()
+    }
+
+    /// Whether the table is there: not after somebody's `nft flush ruleset`.
+    pub(super) fn exists(&self, socket: &mut Socket) -> Result<bool, NetlinkError> {
+        let (name, sequence, mut bytes) = (self.name(), socket.next_sequence(), Vec::with_capacity(64));
+        write_message(&mut bytes, GET_TABLE, REQUEST | ACK, sequence, [FAMILY_INET, 0], 0, |a| {
+            a.text(1, &name)
+        });
+        match socket.transact(&bytes, &[(sequence, format!("look for nftables table inet {name}").into())]) {
+            Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => Ok(false),
+            other => other.map(|()| true),
+        }
     }
 
     /// Deletes the table; none is fine.

@@ -89,7 +89,7 @@ fn of_config(dns: &DnsConfig) -> Result<String, ResolvError> {
 
 fn of_host(host: &Path, resolved: &Path, host_network: bool) -> Result<String, ResolvError> {
     let text = read(host)?;
-    if host_network || !servers(&text).any(|server| is_loopback(server)) {
+    if host_network || !servers(&text).any(is_loopback) {
         return Ok(text);
     }
     let text = if resolved.exists() { read(resolved)? } else { text };

@@ -491,6 +491,13 @@ fn privileged_measure_attach_and_detach() {
                 links::all(&mut Socket::route().unwrap()).unwrap().len(),
                 start.elapsed()
             );
+            let median = |t: &[Duration]| {
+                let mut sorted = t.to_vec();
+                sorted.sort();
+                sorted[sorted.len() / 2]
+            };
+            let (first, last) = (median(&times.0[..30]), median(&times.0[count - 30..]));
+            println!("attach p50 of the first 30 pods {first:?}, of the last 30 {last:?}");
             times.0.sort();
             times.1.sort();
             let spread = |t: &[Duration]| format!("p50 {:?} p95 {:?}", t[t.len() / 2], t[t.len() * 95 / 100]);

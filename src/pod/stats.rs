@@ -13,7 +13,7 @@ impl Pods {
         blocking(move || {
             let live = pod.live();
             let failed = |source| PodError::Stats { id: pod.id().clone(), source: Arc::new(source) };
-            let path = live.view.cgroup().map_err(|error| failed(error.into()))?;
+            let path = live.place.cgroup().map_err(|error| failed(error.into()))?;
             let cgroup = pod.sampler.read(&path).map_err(failed)?;
             let network = match (&live.link, &live.monitor) {
                 (Some(link), Some(monitor)) => stats::interfaces(monitor.pid(), &link.interface).ok(),

@@ -55,7 +55,11 @@ fn without_a_daemon_the_error_says_so_in_one_line_with_a_remedy() {
     assert_eq!(outcome(&output), (Some(125), String::new(), message.to_owned()));
     let output = brig().args(["--address", "tcp://1.2.3.4:5", "ps"]).output().expect("brig starts");
     assert_eq!(output.status.code(), Some(125));
-    assert!(text(&output.stderr).contains("must be unix:// and an absolute path"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("must be unix:// and an absolute path"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]
@@ -77,23 +81,31 @@ fn a_bad_configuration_is_refused_with_its_place() {
     let file = dir.path().join("config.toml");
     std::fs::write(&file, "[server]\nrot = \"/x\"\n").expect("a file");
     let output = brig().arg("config").arg("--file").arg(&file).output().expect("brig starts");
-    let message = format!("brig: {}:2: unknown key rot in [server]; the nearest known one is root\n", file.display());
+    let message =
+        format!("brig: {}:2: unknown key rot in [server]; the nearest known one is root\n", file.display());
     assert_eq!(outcome(&output), (Some(125), String::new(), message));
 }
 
 #[test]
 fn privileged_check_tries_every_feature_and_leaves_nothing() {
     let mounts = || std::fs::read_to_string("/proc/self/mounts").expect("the mount table");
-    let links = || std::fs::read_to_string("/proc/self/net/dev").map(|text| text.lines().count()).expect("the links");
+    let links =
+        || std::fs::read_to_string("/proc/self/net/dev").map(|text| text.lines().count()).expect("the links");
     let before = (mounts(), links());
     let output = brig()
         .args(["--output", "json", "--address", "unix:///nowhere/brig.sock", "check"])
         .output()
         .expect("brig starts");
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-    for probe in ["namespaces", "mount-api", "overlayfs", "openat2", "pidfd", "seccomp", "bridge", "veth", "nftables"] {
+    for probe in
+        ["namespaces", "mount-api", "overlayfs", "openat2", "pidfd", "seccomp", "bridge", "veth", "nftables"]
+    {
         let finding = findings.iter().find(|finding| finding["check"] == probe);
-        assert_eq!(finding.map(|finding| &finding["result"]), Some(&Value::from("ok")), "{probe}: {finding:?}");
+        assert_eq!(
+            finding.map(|finding| &finding["result"]),
+            Some(&Value::from("ok")),
+            "{probe}: {finding:?}"
+        );
     }
     let failed = findings.iter().any(|finding| finding["result"] == "fail");
     assert_eq!(output.status.code(), Some(i32::from(failed)));
@@ -140,20 +152,27 @@ fn privileged_a_signal_to_run_stops_the_container() {
 fn privileged_a_detached_pod_is_listed_looked_into_stopped_and_removed_by_name() {
     let node = Node::new();
     let image = node.busybox();
-    let id = ok(&node, &["run", "-d", "--name", "web", &image, "sh", "-c", "echo 1; echo 2; echo 3; sleep 1000"]);
+    let id =
+        ok(&node, &["run", "-d", "--name", "web", &image, "sh", "-c", "echo 1; echo 2; echo 3; sleep 1000"]);
     let id = id.trim();
     let listed = json(&node, &["ps"]);
-    assert_eq!((&listed[0]["id"], &listed[0]["name"], &listed[0]["state"]), (&id.into(), &"web".into(), &"running".into()));
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["name"], &listed[0]["state"]),
+        (&id.into(), &"web".into(), &"running".into())
+    );
     assert_eq!(json(&node, &["pods"])[0]["state"], "ready");
     let document = json(&node, &["inspect", "web"]);
     assert_eq!((&document["kind"], &document["containers"][0]["id"]), (&"pod".into(), &id.into()));
     assert!(document["ips"][0].is_string(), "{document}");
     let document = json(&node, &["inspect", &id[..12]]);
     assert_eq!((&document["kind"], &document["state"]), (&"container".into(), &"running".into()));
-    let output = brig_on(&node).args(["exec", "web", "sh", "-c", "echo in; exit 5"]).output().expect("brig starts");
+    let output =
+        brig_on(&node).args(["exec", "web", "sh", "-c", "echo in; exit 5"]).output().expect("brig starts");
     assert_eq!(outcome(&output), (Some(5), "in\n".to_owned(), String::new()));
     assert_eq!(json(&node, &["stats", "web"])[0]["id"], id);
-    crate::fixture::node::eventually(|| (ok(&node, &["logs", "--tail", "2", "web"]) == "2\n3\n").then_some(()));
+    crate::fixture::node::eventually(|| {
+        (ok(&node, &["logs", "--tail", "2", "web"]) == "2\n3\n").then_some(())
+    });
     let output = brig_on(&node).args(["rm", "web"]).output().expect("brig starts");
     assert_eq!(output.status.code(), Some(125), "what runs is not removed without --force");
     assert_eq!(ok(&node, &["stop", "--time", "0", "web"]), "web\n");
@@ -185,7 +204,10 @@ fn privileged_status_says_ready_and_config_says_what_the_daemon_runs_with() {
     let node = Node::new();
     let status = json(&node, &["status"]);
     assert_eq!(status["name"], "brig");
-    assert!(status["conditions"].as_array().is_some_and(|all| all.iter().all(|one| one["status"] == true)), "{status}");
+    assert!(
+        status["conditions"].as_array().is_some_and(|all| all.iter().all(|one| one["status"] == true)),
+        "{status}"
+    );
     let config = ok(&node, &["config", "--running"]);
     assert!(config.contains(&format!("\nbridge = \"{}\"\n", node.bridge)), "{config}");
     assert!(json(&node, &["version"])["server"]["version"].is_string());

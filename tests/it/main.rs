@@ -4,6 +4,7 @@
 //! and mounts vanish with them.
 
 mod chaos;
+mod cli;
 mod fixture;
 mod pods;
 mod tidy;

@@ -175,18 +175,10 @@ fn request(input: &BundleInput<'_>, mount: &spec::Mount) -> Result<Planned, Bund
             check_propagation(&real, &place, mount.propagation)?;
             (real, mount.readonly)
         }
-        MountSource::Image { sub_path, .. } => {
-            let root = input
-                .image_mounts
-                .get(&mount.container_path)
-                .ok_or_else(|| BundleError::ImageNotMounted(place.clone()))?;
-            let source = match sub_path {
-                Some(sub_path) => {
-                    inside(root, sub_path).map_err(|err| unusable(&root.join(sub_path.as_path()), err))?
-                }
-                None => root.clone(),
-            };
-            (source, true)
+        // The sub path was followed inside the image when it was mounted.
+        MountSource::Image { .. } => {
+            let mounted = input.image_mounts.get(&mount.container_path);
+            (mounted.ok_or_else(|| BundleError::ImageNotMounted(place.clone()))?.clone(), true)
         }
     };
     let propagation = match mount.propagation {

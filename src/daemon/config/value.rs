@@ -457,7 +457,7 @@ choice!(
         Cgroupfs = "cgroupfs",
         /// systemd makes slices and scopes for us.
         Systemd = "systemd",
-        /// Decided once at start.
+        /// See [`Runtime::cgroup_driver`](super::Runtime).
         Auto = "auto"
     }
 );

@@ -328,7 +328,8 @@ impl Cni {
             }
             Ok(())
         };
-        loaded.verified.get_or_try_init(ask).await.map(|()| ())
+        loaded.verified.get_or_try_init(ask).await?;
+        Ok(())
     }
 
     async fn exec(

@@ -648,9 +648,8 @@ impl Session {
             &peer.transport
         } else {
             other = self.other(&origin)?;
-            if !origin.https
-                && !(other.plain_allowed || (peer.endpoint.plain_allowed && origin.host == own.host))
-            {
+            let own_host_in_plain = peer.endpoint.plain_allowed && origin.host == own.host;
+            if !(origin.https || other.plain_allowed || own_host_in_plain) {
                 return Err(wrong(format!("realm {origin} is plain HTTP, and a token is a secret")));
             }
             &other.transport

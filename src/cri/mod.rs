@@ -10,6 +10,7 @@
 //! chunks.rs      the Stream* list calls
 //! status.rs      errors to gRPC codes
 //! trace.rs       a span around every call, and a net under it
+//! socket.rs      the unix socket
 //! ```
 //!
 //! A mutating call runs to its end even if the client goes away: the verbs in `pod/` and `container/` see to that
@@ -21,17 +22,16 @@ mod filter;
 mod from_proto;
 mod image;
 mod runtime;
+mod socket;
 mod status;
 mod to_proto;
 mod trace;
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tonic::transport::Server as Grpc;
 
@@ -48,10 +48,6 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// RPCs in progress on one connection. A kubelet has at most a few per pod; without a bound a client could make the
 /// daemon hold any number of them.
 const STREAMS_MAX: u32 = 2048;
-/// Between two tries to accept a connection after one has failed, which means that file descriptors have run out.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// Who may talk to the daemon is root in all but name: owner and group alone.
-const SOCKET_MODE: u32 = 0o660;
 
 /// What the calls work on. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -105,27 +101,7 @@ pub(crate) struct Server {
 /// Must be called within the async runtime.
 pub(crate) fn bind(path: impl AsRef<Path>, services: Services) -> Result<Server, ServeError> {
     let path = path.as_ref().to_owned();
-    let socket_error = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| ServeError::Socket { action, path, source }
-    };
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        return Err(ServeError::InUse(path));
-    }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(socket_error("create directory", folder))?;
-    }
-    // Under another name first: nobody can connect before the permissions are right, and the rename replaces a stale
-    // socket in one step.
-    let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
-    let listener = UnixListener::bind(&unfinished).map_err(socket_error("bind to", &unfinished))?;
-    let named = std::fs::set_permissions(&unfinished, Permissions::from_mode(SOCKET_MODE))
-        .and_then(|()| std::fs::rename(&unfinished, &path));
-    if let Err(source) = named {
-        std::fs::remove_file(&unfinished).ok();
-        return Err(socket_error("name the socket", &path)(source));
-    }
-    Ok(Server { listener, path, services })
+    Ok(Server { listener: socket::listen(&path)?, path, services })
 }
 
 impl Server {
@@ -163,7 +139,7 @@ impl Server {
             }
         };
         let served = tokio::select! {
-            served = router.serve_with_incoming_shutdown(connections(listener), stop) => served.map_err(ServeError::Grpc),
+            served = router.serve_with_incoming_shutdown(socket::connections(listener), stop) => served.map_err(ServeError::Grpc),
             () = out_of_patience => {
                 tracing::info!("calls still in progress were left after {grace:?}");
                 Ok(())
@@ -172,20 +148,4 @@ impl Server {
         std::fs::remove_file(&path).ok();
         served
     }
-}
-
-/// Accepted connections, for ever. A failure to accept (EMFILE, ENFILE) is waited out: ending the stream would end the
-/// server (RUSTSEC-2024-0376 was that), and trying again at once would take a whole core.
-fn connections(listener: UnixListener) -> impl futures_util::Stream<Item = io::Result<UnixStream>> {
-    futures_util::stream::unfold(listener, |listener| async move {
-        loop {
-            match listener.accept().await {
-                Ok((connection, _)) => return Some((Ok(connection), listener)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection; trying again");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                }
-            }
-        }
-    })
 }

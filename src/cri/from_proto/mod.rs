@@ -104,7 +104,7 @@ fn name(field: impl Display, value: String) -> Result<String, BadRequest> {
         return Err(BadRequest::missing(field));
     }
     let value = text(&field, value, NAME_BYTES_MAX)?;
-    if value.contains(|c: char| c == '/' || c.is_control()) {
+    if value.contains(|c: char| c == '/' || c.is_control()) || value == "." || value == ".." {
         return Err(BadRequest::malformed(field, &value, "no slash and no control character may be in it"));
     }
     Ok(value)
@@ -332,6 +332,32 @@ mod tests {
     fn a_grace_below_nothing_kills_at_once_and_an_endless_one_fits_a_timer() {
         for (given, seconds) in [(i64::MIN, 0), (-1, 0), (0, 0), (30, 30), (i64::MAX, 2_147_483_647)] {
             assert_eq!(grace(given), Duration::from_secs(seconds));
+        }
+    }
+
+    proptest::proptest! {
+        /// Any text at all is either refused, by an error of bounded length, or free of what it must not have.
+        #[test]
+        fn no_text_slips_through_or_makes_us_panic(given in ".{0,300}", nul in proptest::bool::ANY) {
+            let given = if nul { format!("{given}\0") } else { given };
+            let checks = [
+                name("f", given.clone()).map(PathBuf::from),
+                absolute("f", format!("/{given}")),
+                absolute_inside("f", format!("/{given}")),
+                relative("f", given),
+            ];
+            for (i, checked) in checks.into_iter().enumerate() {
+                match checked {
+                    Ok(path) => {
+                        proptest::prop_assert!(!nul);
+                        let climbs = path.components().any(|part| part == Component::ParentDir);
+                        // Absolute paths of the host are kept as they are.
+                        proptest::prop_assert!(i == 1 || !climbs);
+                    }
+                    // Escapes take at most ten bytes for a character.
+                    Err(error) => proptest::prop_assert!(error.to_string().len() < 10 * QUOTED_CHARS_MAX + 200),
+                }
+            }
         }
     }
 

@@ -28,6 +28,7 @@ pub(super) struct Streams {
 struct Source {
     fd: OwnedFd,
     lines: Lines,
+    ended: bool,
 }
 
 /// What the runtime, and with it the container, gets as standard streams.
@@ -70,7 +71,7 @@ impl Streams {
         } else {
             (dev_null()?, None)
         };
-        let source = |fd, stream| Source { fd, lines: Lines::new(stream) };
+        let source = |fd, stream| Source { fd, lines: Lines::new(stream), ended: false };
         let sources = vec![source(out, Stream::Stdout), source(err, Stream::Stderr)];
         let ends = ChildEnds { stdin: stdin_end, stdout: out_end, stderr: err_end };
         Ok((Self { sources, log, _stdin: stdin, terminal: false }, ends))
@@ -83,7 +84,7 @@ impl Streams {
 
     pub(super) fn set_terminal(&mut self, master: OwnedFd) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&master, true)?;
-        self.sources = vec![Source { fd: master, lines: Lines::new(Stream::Stdout) }];
+        self.sources = vec![Source { fd: master, lines: Lines::new(Stream::Stdout), ended: false }];
         Ok(())
     }
 
@@ -92,11 +93,16 @@ impl Streams {
         self.sources.iter().map(|source| source.fd.as_fd())
     }
 
-    /// Reads once from a source that is ready. Its number counts in the order of [`Streams::sources`].
+    /// Reads once from a source that is ready. Its number counts in the order of [`Streams::sources`] and stays the
+    /// same until [`Streams::drop_ended`].
     pub(super) fn read(&mut self, number: usize, buffers: &mut Buffers) {
         if let Some(Left::End) = self.step(number, buffers) {
-            self.sources.remove(number);
+            self.sources[number].ended = true;
         }
+    }
+
+    pub(super) fn drop_ended(&mut self) {
+        self.sources.retain(|source| !source.ended);
     }
 
     /// The container has ended: reads what it wrote. What a process that it left behind writes from now on is read

@@ -27,7 +27,7 @@ mod reap;
 mod serve;
 #[cfg(feature = "daemon")]
 pub(crate) mod spawn;
-#[cfg(all(test, feature = "daemon"))]
+#[cfg(test)]
 mod tests;
 pub(crate) mod wire;
 
@@ -257,12 +257,12 @@ impl Supervisor {
     }
 
     fn dispatch(&mut self, ready: &[Source]) {
-        // Streams from the last to the first: one that ends moves those behind it.
-        for source in ready.iter().rev() {
+        for source in ready {
             if let Source::Stream(container, stream) = *source {
                 self.containers[container].streams.read(stream, &mut self.buffers);
             }
         }
+        self.containers.iter_mut().for_each(|container| container.streams.drop_ended());
         // Requests before ends of children, and both after the streams: their places in the lists do not hold longer.
         for source in ready {
             match *source {

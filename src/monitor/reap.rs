@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,8 @@ impl From<WaitStatus> for End {
 /// A child that has ended, if there is one. Orphans of containers count: this process is their subreaper.
 pub(super) fn next() -> Option<(i32, End)> {
     loop {
-        match waitpid(None, WaitOptions::NOHANG) {
+        // Not `waitpid(None, …)`: that waits for this process group alone, and containers lead their own.
+        match wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => return Some((pid.as_raw_nonzero().get(), status.into())),
             Err(rustix::io::Errno::INTR) => {}
             // No child has ended, or there is none (ECHILD).

@@ -5,7 +5,6 @@
 //! namespace is that of its init. A user namespace has to own the others, so there a child makes them all at once and
 //! the monitor joins them.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -69,7 +68,15 @@ pub(super) fn make(hello: &Hello, mount_namespace: Option<OwnedFd>) -> Result<(P
         rustix::system::sethostname(name.as_bytes())
             .map_err(|e| failed(format!("set the hostname to {name:?}"))(e.into()))?;
     }
-    set_sysctls(&hello.sysctls)?;
+    let root = hello.namespaces.user.as_ref().and_then(|mappings| {
+        mappings.uids.iter().find(|map| map.container == 0).map(|map| map.host)
+    });
+    let (net, ipc): (Vec<_>, Vec<_>) = hello.sysctls.iter().partition(|(key, _)| path_of(key).starts_with("net/"));
+    set_sysctls(&net)?;
+    match root {
+        Some(root) if !ipc.is_empty() => as_user(root, || set_sysctls(&ipc))?,
+        _ => set_sysctls(&ipc)?,
+    }
     Ok((pins, ready))
 }
 
@@ -206,8 +213,23 @@ fn path_of(key: &str) -> String {
     }
 }
 
+/// Runs `work` with the effective id of the pod's root, who alone may write the sysctls of an IPC namespace that the
+/// pod's user namespace owns: no capability of the host's root counts there (Linux 6.1, `ipc_permissions`). For those of a
+/// network namespace it is the reverse.
+fn as_user(uid: u32, work: impl FnOnce() -> Result<(), NamespaceError>) -> Result<(), NamespaceError> {
+    use rustix::process::{DumpableBehavior, Uid, set_dumpable_behavior};
+    use rustix::thread::set_thread_res_uid;
+    let switch = |effective| set_thread_res_uid(Uid::ROOT, effective, Uid::ROOT);
+    switch(Uid::from_raw(uid)).map_err(|e| failed("take the id of the pod's root")(e.into()))?;
+    let done = work();
+    switch(Uid::ROOT).map_err(|e| failed("take the id of the host's root back")(e.into()))?;
+    // Changing ids clears it, and with it who may look at /proc/PID/ns.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| failed("be dumpable again")(e.into()))?;
+    done
+}
+
 /// The files of /proc/sys show the namespaces of who opens them, so this comes after joining them.
-fn set_sysctls(sysctls: &BTreeMap<String, String>) -> Result<(), NamespaceError> {
+fn set_sysctls(sysctls: &[(&String, &String)]) -> Result<(), NamespaceError> {
     if sysctls.is_empty() {
         return Ok(());
     }

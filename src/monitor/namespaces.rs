@@ -144,9 +144,17 @@ fn make_namespaces(wanted: &Namespaces) -> Result<(Pins, Ready), NamespaceError>
 }
 
 fn start_init(new: Kinds) -> Result<i32, NamespaceError> {
+    // Closed by the init once it will notice our death; one that does not would outlive the pod.
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| failed("make a pipe")(e.into()))?;
     match fork(&Fork { new, ..Fork::default() }).map_err(failed("start the pod's init"))? {
         Forked::Child => spawn::run_init(),
-        Forked::Parent { pid, .. } => Ok(pid),
+        Forked::Parent { pid, .. } => {
+            drop(write);
+            rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut [0u8; 1][..]))
+                .map_err(|e| failed("wait for the pod's init")(e.into()))?;
+            Ok(pid)
+        }
     }
 }
 

@@ -151,9 +151,10 @@ pub(crate) fn run_init() -> ! {
     // in this process uses one from here on, and it runs no destructors (it never returns).
     unsafe {
         libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
-        libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32);
         libc::prctl(libc::PR_SET_NAME, c"brig-init".as_ptr());
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+        // Last: the parent sees by a closed pipe that the death signal is set.
+        libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32);
     }
     let wanted = signals(&[libc::SIGCHLD, libc::SIGTERM]);
     // How often an orphaned init looks whether it is alone.

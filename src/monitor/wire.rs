@@ -427,3 +427,107 @@ impl Decoder {
         Ok(Some((message, self.fds.drain(..fds).collect())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn body(message: &impl Serialize) -> String {
+        let frame = encode(message, 0).unwrap();
+        assert_eq!(frame[..4], ((frame.len() - HEADER) as u32).to_le_bytes());
+        String::from_utf8(frame[HEADER..].to_vec()).unwrap()
+    }
+
+    /// Changing one of these breaks pods that run: raise [`VERSION`] or make the change readable by old peers.
+    #[test]
+    fn the_bytes_of_messages_are_fixed() {
+        let container = || "c".to_owned();
+        for (request, text) in [
+            (Request::Status { version: 1 }, r#"{"op":"status","version":1}"#),
+            (
+                Request::Start { container: container(), timeout_ms: 5 },
+                r#"{"op":"start","container":"c","timeout_ms":5}"#,
+            ),
+            (
+                Request::Kill { container: container(), signal: 9, all: true, timeout_ms: 5 },
+                r#"{"op":"kill","container":"c","signal":9,"all":true,"timeout_ms":5}"#,
+            ),
+            (
+                Request::Delete { container: container(), timeout_ms: 5 },
+                r#"{"op":"delete","container":"c","timeout_ms":5}"#,
+            ),
+            (
+                Request::ReopenLog { container: container(), name: "l".into() },
+                r#"{"op":"reopen_log","container":"c","name":"l"}"#,
+            ),
+            (Request::Shutdown, r#"{"op":"shutdown"}"#),
+        ] {
+            assert_eq!(body(&ToMonitor { id: 7, request }), format!(r#"{{"id":7,"request":{text}}}"#));
+        }
+        for (message, text) in [
+            (FromMonitor::Reply { id: 7, reply: Reply::Done }, r#"{"reply":{"id":7,"reply":{"is":"done"}}}"#),
+            (
+                FromMonitor::Reply { id: 7, reply: Reply::Created(Created { pid: 2, start_time: 3 }) },
+                r#"{"reply":{"id":7,"reply":{"is":"created","pid":2,"start_time":3}}}"#,
+            ),
+            (
+                FromMonitor::Reply { id: 7, reply: Reply::Failed(Failure::NoSuchContainer) },
+                r#"{"reply":{"id":7,"reply":{"is":"failed","why":"no_such_container"}}}"#,
+            ),
+            (
+                FromMonitor::Event(Event::ContainerExited {
+                    id: "c".into(),
+                    code: 137,
+                    signal: 9,
+                    oom_killed: true,
+                    finished_at: 8,
+                }),
+                r#"{"event":{"event":"container_exited","id":"c","code":137,"signal":9,"oom_killed":true,"finished_at":8}}"#,
+            ),
+        ] {
+            assert_eq!(body(&message), text);
+            assert_eq!(serde_json::from_str::<FromMonitor>(text).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn messages_of_another_version_are_understood_as_far_as_known() {
+        let read = |text: &str| serde_json::from_str::<ToMonitor>(text).unwrap().request;
+        assert_eq!(read(r#"{"id":1,"request":{"op":"fly","high":true}}"#), Request::Unknown);
+        let more = r#"{"id":1,"trace":"x","request":{"op":"status","version":1,"verbose":true}}"#;
+        assert_eq!(read(more), Request::Status { version: 1 });
+        let event = serde_json::from_str::<FromMonitor>(r#"{"event":{"event":"sneezed"}}"#).unwrap();
+        assert_eq!(event, FromMonitor::Event(Event::Unknown));
+    }
+
+    #[test]
+    fn a_header_that_claims_too_much_ends_the_stream() {
+        let mut decoder = Decoder::default();
+        decoder.push(&[0xff; HEADER], []);
+        assert!(matches!(decoder.next::<ToMonitor>(), Err(WireError::BadHeader { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_however_the_stream_is_cut(
+            names in proptest::collection::vec(".{0,40}", 1..8),
+            cut in 1usize..64,
+        ) {
+            let sent: Vec<_> = names
+                .into_iter()
+                .map(|container| ToMonitor { id: 1, request: Request::Pause { container, timeout_ms: u64::MAX } })
+                .collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(|message| encode(message, 0).unwrap()).collect();
+            let (mut decoder, mut received) = (Decoder::default(), Vec::new());
+            for chunk in bytes.chunks(cut) {
+                decoder.push(chunk, []);
+                while let Some((message, _)) = decoder.next::<ToMonitor>().unwrap() {
+                    received.push(message);
+                }
+            }
+            prop_assert_eq!(received, sent);
+        }
+    }
+}

@@ -13,3 +13,4 @@ pub(crate) mod process;
 pub(crate) mod pty;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod spawn;

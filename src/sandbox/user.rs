@@ -111,7 +111,9 @@ pub(super) fn scheduling(scheduler: &spec::Scheduler) -> Result<Scheduling, Erro
         "SCHED_ISO" => 4,
         "SCHED_IDLE" => 5,
         "SCHED_DEADLINE" => 6,
-        other => return Err(Error::invalid("process.scheduler.policy", other, "see sched(7) for the policies")),
+        other => {
+            return Err(Error::invalid("process.scheduler.policy", other, "see sched(7) for the policies"));
+        }
     };
     let mut flags = 0;
     for flag in &scheduler.flags {
@@ -123,14 +125,21 @@ pub(super) fn scheduling(scheduler: &spec::Scheduler) -> Result<Scheduling, Erro
             "SCHED_FLAG_KEEP_PARAMS" => 0x10,
             "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
             "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
-            other => return Err(Error::invalid("process.scheduler.flags", other, "see sched_setattr(2) for the flags")),
+            other => {
+                return Err(Error::invalid(
+                    "process.scheduler.flags",
+                    other,
+                    "see sched_setattr(2) for the flags",
+                ));
+            }
         };
     }
     if !(-20..=19).contains(&scheduler.nice) {
         return Err(Error::invalid("process.scheduler.nice", scheduler.nice, "the range is -20 to 19"));
     }
-    let priority = u32::try_from(scheduler.priority)
-        .map_err(|_| Error::invalid("process.scheduler.priority", scheduler.priority, "it must not be negative"))?;
+    let priority = u32::try_from(scheduler.priority).map_err(|_| {
+        Error::invalid("process.scheduler.priority", scheduler.priority, "it must not be negative")
+    })?;
     Ok(Scheduling {
         policy,
         flags,
@@ -162,10 +171,17 @@ pub(super) fn set_personality(personality: &spec::Personality) -> Result<(), Err
     let value = match personality.domain.as_str() {
         "LINUX" => 0x0000,
         "LINUX32" => 0x0008,
-        other => return Err(Error::invalid("linux.personality.domain", other, "the domains are LINUX and LINUX32")),
+        other => {
+            return Err(Error::invalid(
+                "linux.personality.domain",
+                other,
+                "the domains are LINUX and LINUX32",
+            ));
+        }
     };
     if let Some(flag) = personality.flags.first() {
         return Err(Error::invalid("linux.personality.flags", flag, "no flags are defined"));
     }
-    crate::sys::process::set_personality(value).attempt(|| format!("set the personality {}", personality.domain))
+    crate::sys::process::set_personality(value)
+        .attempt(|| format!("set the personality {}", personality.domain))
 }

@@ -238,6 +238,7 @@ fn prepare(
             listener,
             personality: config.linux.personality.clone(),
             preserve_fds: request.preserve_fds,
+            limit_itself: !user::may_raise_limits(),
             process,
         },
         namespaces,
@@ -513,7 +514,9 @@ fn finish(
             }
         }
     }
-    user::set_rlimits(init.pid, &kept.rlimits)?;
+    if user::may_raise_limits() {
+        user::set_rlimits(Some(init.pid), &kept.rlimits)?;
+    }
     record.creating = false;
     directory.save(record)?;
     if let Some(path) = &request.pid_file {

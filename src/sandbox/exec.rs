@@ -136,6 +136,7 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
             listener,
             personality: config.linux.personality.clone(),
             preserve_fds: request.preserve_fds,
+            limit_itself: !user::may_raise_limits(),
         },
     };
     let (pid, pidfd) = match fork(&Fork::default()).attempt(|| "fork".to_owned())? {
@@ -185,7 +186,9 @@ fn lead(sync: &End, pidfd: &OwnedFd, pid: i32, rlimits: &[spec::Rlimit]) -> Resu
         Message::Failed(text) => return Err(Error::Init(text)),
         _ => return Err(died()),
     }
-    user::set_rlimits(pid, rlimits)?;
+    if user::may_raise_limits() {
+        user::set_rlimits(Some(pid), rlimits)?;
+    }
     sync.send(&Message::Go(pid)).attempt(hear)?;
     match sync.receive().attempt(hear)? {
         // execve(2) closed the socket.

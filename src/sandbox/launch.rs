@@ -38,6 +38,8 @@ pub(super) struct Confinement {
     pub(super) personality: Option<Personality>,
     /// Descriptors 3 and up that the program inherits.
     pub(super) preserve_fds: u32,
+    /// The process sets its resource limits itself.
+    pub(super) limit_itself: bool,
 }
 
 /// A process that has only the filter and execve(2) before it.
@@ -84,7 +86,8 @@ pub(super) fn settle(
     lsm::apply(&proc, pid, apparmor, selinux)?;
     drop(proc);
     close_the_rest(&confinement, needed)?;
-    let Confinement { process, sets, seccomp, listener, personality, preserve_fds } = confinement;
+    let Confinement { process, sets, seccomp, listener, personality, preserve_fds, limit_itself } =
+        confinement;
     super::user::set_priorities(&process)?;
     if let Some(personality) = &personality {
         super::user::set_personality(personality)?;
@@ -98,6 +101,9 @@ pub(super) fn settle(
     } else if let Some(program) = seccomp.take() {
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go (seccomp(2)).
         load(&program, listener.take())?;
+    }
+    if limit_itself {
+        super::user::set_rlimits(None, &process.rlimits)?;
     }
     // As root first: the image may have a working directory that its user cannot reach by itself.
     let entered = enter(&process.cwd);

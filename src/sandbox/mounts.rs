@@ -294,7 +294,9 @@ pub(super) fn attach(inside: &mut Inside<'_>, wanted: &Prepared) -> Result<(), E
         kind => {
             let name =
                 CString::new(kind).map_err(|_| Error::invalid("mounts.type", kind, "it holds a NUL"))?;
-            let mut data = wanted.options.data.clone();
+            // What mountinfo shows as the source.
+            let mut data = vec![("source".to_owned(), Some(kind.to_owned()))];
+            data.extend(wanted.options.data.iter().cloned());
             match mount::new_filesystem(&name, &data, attributes) {
                 Err(_)
                     if kind == "devpts"

@@ -173,12 +173,16 @@ impl Options {
     }
     pub(super) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Error> {
         let Some(text) = self.text(name)? else { return Ok(None) };
-        let number = text.parse().map_err(|_| Error::Usage(format!("--{name} {text:?} is not a number in range")))?;
+        let number =
+            text.parse().map_err(|_| Error::Usage(format!("--{name} {text:?} is not a number in range")))?;
         Ok(Some(number))
     }
     /// The container's id, the first word.
     pub(super) fn id(&self) -> Result<String, Error> {
-        self.words.first().map(utf8).unwrap_or_else(|| Err(Error::Usage("a container id is missing".to_owned())))
+        self.words
+            .first()
+            .map(utf8)
+            .unwrap_or_else(|| Err(Error::Usage("a container id is missing".to_owned())))
     }
 }
 
@@ -196,7 +200,9 @@ pub(super) struct Line {
 }
 
 /// Reads the global options alone as far as they go: an error later in the line shall still reach the log.
-pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> (Options, Result<(Option<Verb>, Options), Error>) {
+pub(super) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+) -> (Options, Result<(Option<Verb>, Options), Error>) {
     let mut args: std::collections::VecDeque<OsString> = args.into_iter().collect();
     let mut global = Options::default();
     if let Err(error) = read(GLOBAL, &mut args, &mut global, true) {
@@ -272,7 +278,9 @@ mod tests {
 
     #[test]
     fn global_options_stand_before_the_verb() {
-        let line = line("--root /r --log=/l --log-format json --systemd-cgroup create -b /b --pid-file /p c1").unwrap();
+        let line =
+            line("--root /r --log=/l --log-format json --systemd-cgroup create -b /b --pid-file /p c1")
+                .unwrap();
         assert_eq!(line.global.path("root"), Some("/r".into()));
         assert_eq!(line.global.path("log"), Some("/l".into()));
         assert!(line.global.switch("systemd-cgroup"));

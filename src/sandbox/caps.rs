@@ -60,7 +60,7 @@ pub(super) fn names() -> impl Iterator<Item = String> {
 }
 
 /// The five sets, as the kernel will be asked for them.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Sets {
     bounding: CapabilitySet,
     effective: CapabilitySet,
@@ -79,7 +79,8 @@ impl Sets {
     }
 
     fn within(wanted: Option<&Capabilities>, available: CapabilitySet) -> Self {
-        let Some(wanted) = wanted else { return Self::default() };
+        let none = Capabilities::default();
+        let wanted = wanted.unwrap_or(&none);
         let mut ignored = Vec::new();
         let mut set = |names: &[String]| {
             names.iter().fold(CapabilitySet::empty(), |set, name| match parse(name) {
@@ -193,6 +194,9 @@ mod tests {
             inheritable: all,
             ambient: vec![],
         };
-        assert_eq!(Sets::within(Some(&wanted), CapabilitySet::CHOWN).for_exec().inheritable, CapabilitySet::empty());
+        assert_eq!(
+            Sets::within(Some(&wanted), CapabilitySet::CHOWN).for_exec().inheritable,
+            CapabilitySet::empty()
+        );
     }
 }

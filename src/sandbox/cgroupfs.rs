@@ -49,7 +49,8 @@ impl View {
             .collect();
         let directory = |kind: &str, controller: &str, path: &str| {
             let (point, root, ..) = mounts.iter().find(|(_, _, found, options)| {
-                *found == kind && (controller.is_empty() || options.split(',').any(|option| option == controller))
+                *found == kind
+                    && (controller.is_empty() || options.split(',').any(|option| option == controller))
             })?;
             let below = PathBuf::from(path).strip_prefix(root).ok()?.to_owned();
             Some(PathBuf::from(point).join(below))
@@ -57,7 +58,8 @@ impl View {
         let mut view = Self::default();
         for line in own.lines() {
             let mut fields = line.splitn(3, ':');
-            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+            else {
                 continue;
             };
             if controllers.is_empty() {
@@ -106,7 +108,9 @@ pub(super) fn populate(view: &View, tmpfs: &OwnedFd, attributes: u64) -> Result<
         }
         .attempt(attempted)?;
         mount::attach(&made, &target).attempt(attempted)?;
-        for controller in controllers.split(',').filter(|controller| *controller != name && !controller.contains('=')) {
+        for controller in
+            controllers.split(',').filter(|controller| *controller != name && !controller.contains('='))
+        {
             let controller = CString::new(controller).expect("a line of procfs holds no NUL");
             symlinkat(name, tmpfs, &controller).attempt(attempted)?;
         }
@@ -132,7 +136,8 @@ fn unified(view: &View, attributes: u64) -> io::Result<OwnedFd> {
 }
 
 fn bound(directory: Option<&PathBuf>, attributes: u64) -> io::Result<OwnedFd> {
-    let directory = directory.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted here"))?;
+    let directory =
+        directory.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted here"))?;
     let clone = mount::clone_tree(CWD, directory, false)?;
     mount::change(&clone, false, &mount::Change { set: attributes, ..mount::Change::default() })?;
     Ok(clone)
@@ -140,7 +145,12 @@ fn bound(directory: Option<&PathBuf>, attributes: u64) -> io::Result<OwnedFd> {
 
 fn directory_in(tmpfs: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     mkdirat(tmpfs, name, Mode::from_raw_mode(0o755))?;
-    Ok(openat(tmpfs, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(openat(
+        tmpfs,
+        name,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 #[cfg(test)]

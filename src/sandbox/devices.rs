@@ -160,7 +160,8 @@ fn open_dev(root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
 fn make_one(dir: BorrowedFd<'_>, name: &OsStr, node: &Node) -> rustix::io::Result<()> {
     if let Some(bind) = &node.bind {
         let target = placeholder(dir, name)?;
-        return mount::attach(bind, &target).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        return mount::attach(bind, &target)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
     }
     let make = || mknodat(dir, name, node.kind, node.mode, node.number);
     match make() {
@@ -176,7 +177,13 @@ fn make_one(dir: BorrowedFd<'_>, name: &OsStr, node: &Node) -> rustix::io::Resul
         result => result?,
     }
     // No chmod: the umask is 0, and fchmodat(2) would follow a link that someone put there meanwhile.
-    chownat(dir, name, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+    chownat(
+        dir,
+        name,
+        Some(Uid::from_raw(node.uid)),
+        Some(Gid::from_raw(node.gid)),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
     Ok(())
 }
 

@@ -61,7 +61,11 @@ pub(super) enum Error {
 }
 
 impl Error {
-    pub(super) fn invalid(field: impl Into<String>, value: impl std::fmt::Debug, limit: impl Into<String>) -> Self {
+    pub(super) fn invalid(
+        field: impl Into<String>,
+        value: impl std::fmt::Debug,
+        limit: impl Into<String>,
+    ) -> Self {
         Self::Invalid { field: field.into(), value: format!("{value:?}"), limit: limit.into() }
     }
 

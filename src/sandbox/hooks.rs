@@ -123,7 +123,10 @@ mod tests {
 
     #[test]
     fn a_hook_reads_the_state_and_sees_only_its_own_environment() {
-        assert_eq!(run_shell("grep -q '\"id\":\"c1\"' && test \"$A\" = b && test -z \"$HOME\"", None), Ok(()));
+        assert_eq!(
+            run_shell("grep -q '\"id\":\"c1\"' && test \"$A\" = b && test -z \"$HOME\"", None),
+            Ok(())
+        );
     }
 
     #[test]

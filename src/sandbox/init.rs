@@ -4,7 +4,7 @@
 //! executable lies on a read-only mount (see `protect.rs`). It reads no path inside the rootfs as a string before it has
 //! pivoted into it and dropped every descriptor of the host.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -53,7 +53,8 @@ pub(super) fn run(plan: Plan, sync: End) -> ! {
             _ => exit_now(1),
         };
     let (id, bundle, annotations) = (plan.id.clone(), plan.bundle.clone(), plan.config.annotations.clone());
-    let launch = match set_up(plan, &sync) {
+    let needed = [start.as_raw_fd() as u32, outcome.as_raw_fd() as u32, sync.number()];
+    let launch = match set_up(plan, &sync, &needed) {
         Ok(launch) => launch,
         Err(error) => {
             // If the creator is gone as well, nobody is left to tell.
@@ -88,8 +89,23 @@ pub(super) fn run(plan: Plan, sync: End) -> ! {
     exit_now(code);
 }
 
-fn set_up(mut plan: Plan, sync: &End) -> Result<Launch, Error> {
-    let Message::Go(pid) = sync.receive().attempt(|| "hear from the creator".to_owned())? else { exit_now(1) };
+fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
+    let Message::Go(pid) = sync.receive().attempt(|| "hear from the creator".to_owned())? else {
+        exit_now(1)
+    };
+    if let Some((_, bytes)) = &mut plan.confinement.listener {
+        let state = StateDocument {
+            oci_version: super::spec::OCI_VERSION,
+            id: &plan.id,
+            pid: Some(pid),
+            status: "creating",
+            bundle: &plan.bundle,
+            rootfs: None,
+            created: None,
+            annotations: &plan.config.annotations,
+        };
+        *bytes = super::spec::seccomp_document(&plan.config, &state).with_pid(pid);
+    }
     enter_namespaces(&plan)?;
     // Before the cgroup namespace changes what the files say.
     let mut view = cgroupfs::View::default();
@@ -137,9 +153,12 @@ fn set_up(mut plan: Plan, sync: &End) -> Result<Launch, Error> {
     let readonly_later = inside.readonly_later;
     devices::make(plan.rootfs.as_fd(), &plan.devices)?;
     if let Some(console) = plan.console.take() {
-        let devpts =
-            path::open_in_without_links(&plan.rootfs, Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)
-                .attempt(|| "open /dev/pts, where a terminal needs a devpts mount".to_owned())?;
+        let devpts = path::open_in_without_links(
+            &plan.rootfs,
+            Path::new("/dev/pts"),
+            OFlags::PATH | OFlags::DIRECTORY,
+        )
+        .attempt(|| "open /dev/pts, where a terminal needs a devpts mount".to_owned())?;
         let slave = launch::take_terminal(devpts, &plan.confinement.process, &console)?;
         devices::attach_console(plan.rootfs.as_fd(), &slave)?;
     }
@@ -194,8 +213,9 @@ fn set_up(mut plan: Plan, sync: &End) -> Result<Launch, Error> {
     }
     // Every descriptor of the host's that is still open is dropped here or in `settle`, before any path of the
     // container's is used.
-    let Plan { confinement, proc, .. } = plan;
-    launch::settle(confinement, proc, pid)
+    let Plan { confinement, proc, rootfs, mounts, devices, joined, console, null, start, outcome, .. } = plan;
+    drop((rootfs, mounts, devices, joined, console, null, start, outcome, readonly_later));
+    launch::settle(confinement, proc, pid, needed)
 }
 
 /// Joins what is given by path, and becomes root of the user namespace if there is one.

@@ -7,8 +7,8 @@
 use std::ffi::CString;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
@@ -17,9 +17,9 @@ use rustix::process::DumpableBehavior;
 
 use super::caps::Sets;
 use super::error::{Attempt, Error};
-use super::lsm;
 use super::seccomp;
 use super::spec::{Personality, Process};
+use super::{log, lsm};
 use crate::sys::path::Proc;
 use crate::sys::process::Program;
 use crate::sys::{fd, pty, signal};
@@ -38,6 +38,8 @@ pub(super) struct Confinement {
     pub(super) personality: Option<Personality>,
     /// Descriptors 3 and up that the program inherits.
     pub(super) preserve_fds: u32,
+    /// The process sets its resource limits itself.
+    pub(super) limit_itself: bool,
 }
 
 /// A process that has only the filter and execve(2) before it.
@@ -57,17 +59,39 @@ pub(super) fn hide() -> Result<(), Error> {
         .attempt(|| "make the process non-dumpable".to_owned())
 }
 
+/// Closes every descriptor of this process but the standard streams, those to be preserved, and those it still needs.
+///
+/// The parent's own (its lock, its /proc) came along with the fork. A descriptor of a host directory that is open when
+/// the working directory or the program is looked up is a way out (CVE-2024-21626).
+fn close_the_rest(confinement: &Confinement, needed: &[u32]) -> Result<(), Error> {
+    let mut keep = needed.to_vec();
+    keep.extend(log::descriptor());
+    keep.extend(confinement.listener.as_ref().map(|(socket, _)| socket.as_raw_fd() as u32));
+    fd::close_all_but(3 + confinement.preserve_fds, &keep)
+        .attempt(|| "close the descriptors of the host".to_owned())
+}
+
 /// Makes the calling process what `confinement` says. `pid` is its pid on the host.
 ///
-/// Consumes everything that holds a descriptor of the host; what is left open is named by [`Launch`].
-pub(super) fn settle(confinement: Confinement, proc: Proc, pid: i32) -> Result<Launch, Error> {
-    let Confinement { process, sets, seccomp, listener, personality, preserve_fds } = confinement;
+/// Consumes everything that holds a descriptor of the host and closes all but `needed`; never returns to a frame that
+/// owns another.
+pub(super) fn settle(
+    confinement: Confinement,
+    proc: Proc,
+    pid: i32,
+    needed: &[u32],
+) -> Result<Launch, Error> {
+    let (apparmor, selinux) =
+        (confinement.process.apparmor_profile.as_deref(), confinement.process.selinux_label.as_deref());
+    lsm::apply(&proc, pid, apparmor, selinux)?;
+    drop(proc);
+    close_the_rest(&confinement, needed)?;
+    let Confinement { process, sets, seccomp, listener, personality, preserve_fds, limit_itself } =
+        confinement;
     super::user::set_priorities(&process)?;
     if let Some(personality) = &personality {
         super::user::set_personality(personality)?;
     }
-    lsm::apply(&proc, pid, process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
-    drop(proc);
     super::user::own_stdio(&process.user)?;
     rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
     let mut seccomp = seccomp;
@@ -77,6 +101,9 @@ pub(super) fn settle(confinement: Confinement, proc: Proc, pid: i32) -> Result<L
     } else if let Some(program) = seccomp.take() {
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go (seccomp(2)).
         load(&program, listener.take())?;
+    }
+    if limit_itself {
+        super::user::set_rlimits(None, &process.rlimits)?;
     }
     // As root first: the image may have a working directory that its user cannot reach by itself.
     let entered = enter(&process.cwd);
@@ -130,7 +157,9 @@ fn why(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file or directory".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => "exec format error".to_owned(),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+            "exec format error".to_owned()
+        }
         _ => error.to_string(),
     }
 }
@@ -138,7 +167,8 @@ fn why(error: &io::Error) -> String {
 fn load(program: &seccomp::Program, listener: Option<(OwnedFd, Vec<u8>)>) -> Result<(), Error> {
     let notify = program.load().attempt(|| "load the seccomp filter".to_owned())?;
     if let (Some(notify), Some((socket, document))) = (notify, listener) {
-        send_fd(&socket, &notify, &document).attempt(|| "send the seccomp listener to its agent".to_owned())?;
+        send_fd(&socket, &notify, &document)
+            .attempt(|| "send the seccomp listener to its agent".to_owned())?;
     }
     Ok(())
 }
@@ -229,12 +259,15 @@ fn home(uid: u32) -> String {
 pub(super) fn take_terminal(devpts: OwnedFd, process: &Process, console: &OwnedFd) -> Result<OwnedFd, Error> {
     let pty = pty::open(devpts).attempt(|| "open a terminal in the container's /dev/pts".to_owned())?;
     if let Some(size) = process.console_size {
-        pty::set_size(&pty.slave, size.height, size.width).attempt(|| "set the size of the terminal".to_owned())?;
+        pty::set_size(&pty.slave, size.height, size.width)
+            .attempt(|| "set the size of the terminal".to_owned())?;
     }
     rustix::fs::fchown(&pty.slave, Some(rustix::process::Uid::from_raw(process.user.uid)), None)
         .attempt(|| "give the terminal to the user".to_owned())?;
-    send_fd(console, &pty.master, b"/dev/ptmx").attempt(|| "send the terminal to the console socket".to_owned())?;
-    rustix::process::ioctl_tiocsctty(&pty.slave).attempt(|| "make the terminal the controlling one".to_owned())?;
+    send_fd(console, &pty.master, b"/dev/ptmx")
+        .attempt(|| "send the terminal to the console socket".to_owned())?;
+    rustix::process::ioctl_tiocsctty(&pty.slave)
+        .attempt(|| "make the terminal the controlling one".to_owned())?;
     rustix::stdio::dup2_stdin(&pty.slave)
         .and_then(|()| rustix::stdio::dup2_stdout(&pty.slave))
         .and_then(|()| rustix::stdio::dup2_stderr(&pty.slave))

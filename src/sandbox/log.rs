@@ -23,6 +23,12 @@ pub(super) fn set_up(log: Log) {
     let _ = LOG.set(log);
 }
 
+/// The number of the log file's descriptor.
+pub(super) fn descriptor() -> Option<u32> {
+    use std::os::fd::AsRawFd;
+    LOG.get().and_then(|log| log.file.as_ref()).map(|file| file.as_raw_fd() as u32)
+}
+
 pub(super) fn error(message: &str) {
     let line = match LOG.get() {
         Some(log) => {

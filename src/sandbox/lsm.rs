@@ -7,11 +7,19 @@ use super::error::{Attempt, Error};
 use crate::sys::path::Proc;
 
 /// Errors if the host cannot honour what the process asks for.
-pub(super) fn check(apparmor: Option<&str>, selinux: Option<&str>, mount_label: Option<&str>) -> Result<(), Error> {
+pub(super) fn check(
+    apparmor: Option<&str>,
+    selinux: Option<&str>,
+    mount_label: Option<&str>,
+) -> Result<(), Error> {
     if let Some(profile) = wanted(apparmor)
         && !apparmor_enabled()
     {
-        return Err(Error::invalid("process.apparmorProfile", profile, "this host has no AppArmor; remove the profile"));
+        return Err(Error::invalid(
+            "process.apparmorProfile",
+            profile,
+            "this host has no AppArmor; remove the profile",
+        ));
     }
     for (field, label) in [("process.selinuxLabel", selinux), ("linux.mountLabel", mount_label)] {
         if let Some(label) = label.filter(|label| !label.is_empty())
@@ -37,7 +45,12 @@ pub(super) fn selinux_enabled() -> bool {
 }
 
 /// Sets the labels that the next execve(2) of process `pid`, which must be the caller, takes on.
-pub(super) fn apply(proc: &Proc, pid: i32, apparmor: Option<&str>, selinux: Option<&str>) -> Result<(), Error> {
+pub(super) fn apply(
+    proc: &Proc,
+    pid: i32,
+    apparmor: Option<&str>,
+    selinux: Option<&str>,
+) -> Result<(), Error> {
     if let Some(profile) = apparmor.filter(|profile| !profile.is_empty())
         && (profile != "unconfined" || apparmor_enabled())
     {

@@ -223,7 +223,11 @@ fn prepare_one(
         Some(fd) => fd,
         None => {
             let Some(source) = &wanted.source else {
-                return Err(Error::invalid(format!("mounts[{index}].source"), "missing", "a bind mount needs one"));
+                return Err(Error::invalid(
+                    format!("mounts[{index}].source"),
+                    "missing",
+                    "a bind mount needs one",
+                ));
             };
             let source = bundle.join(source);
             mount::clone_tree(rustix::fs::CWD, &source, recursive)
@@ -288,10 +292,17 @@ pub(super) fn attach(inside: &mut Inside<'_>, wanted: &Prepared) -> Result<(), E
         "cgroup" | "cgroup2" => super::cgroupfs::make(inside.cgroups, &wanted.kind, attributes)?,
         "tmpfs" => tmpfs(wanted, &target, attributes).attempt(what)?,
         kind => {
-            let name = CString::new(kind).map_err(|_| Error::invalid("mounts.type", kind, "it holds a NUL"))?;
-            let mut data = wanted.options.data.clone();
+            let name =
+                CString::new(kind).map_err(|_| Error::invalid("mounts.type", kind, "it holds a NUL"))?;
+            // What mountinfo shows as the source.
+            let mut data = vec![("source".to_owned(), Some(kind.to_owned()))];
+            data.extend(wanted.options.data.iter().cloned());
             match mount::new_filesystem(&name, &data, attributes) {
-                Err(_) if kind == "devpts" && inside.user_namespace && data.iter().any(|(key, _)| key == "gid") => {
+                Err(_)
+                    if kind == "devpts"
+                        && inside.user_namespace
+                        && data.iter().any(|(key, _)| key == "gid") =>
+                {
                     // The tty group (5) may have no mapping; the terminals then belong to the opener's group.
                     data.retain(|(key, _)| key != "gid");
                     mount::new_filesystem(&name, &data, attributes)
@@ -335,9 +346,7 @@ const PROC_FILES: [&str; 11] = [
 
 /// A mount that hides procfs, or part of it, would fool whoever writes labels there (CVE-2019-16884).
 fn check_proc(wanted: &Prepared, target: &OwnedFd) -> Result<(), Error> {
-    let refused = |limit: &str| {
-        Err(Error::invalid("mounts.destination", &wanted.destination, limit))
-    };
+    let refused = |limit: &str| Err(Error::invalid("mounts.destination", &wanted.destination, limit));
     let on_proc = path::is_procfs(target).attempt(|| "look at a mount target".to_owned())?;
     let clean: PathBuf = wanted.destination.components().collect();
     if clean == Path::new("/proc") {
@@ -466,7 +475,8 @@ pub(super) fn make_readonly(root: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<(
         let attempted = || format!("make {} read-only", path.display());
         let Some(target) = existing(root, path).attempt(attempted)? else { continue };
         let clone = mount::clone_tree(&target, c"", true).attempt(attempted)?;
-        mount::change(&clone, true, &Change { set: mount::RDONLY, ..Change::default() }).attempt(attempted)?;
+        mount::change(&clone, true, &Change { set: mount::RDONLY, ..Change::default() })
+            .attempt(attempted)?;
         mount::attach(&clone, &target).attempt(attempted)?;
     }
     Ok(())
@@ -476,7 +486,9 @@ pub(super) fn make_readonly(root: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<(
 fn existing(root: BorrowedFd<'_>, target: &Path) -> io::Result<Option<OwnedFd>> {
     match path::open_in(root, target, OFlags::PATH) {
         Ok(fd) => Ok(Some(fd)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -2,25 +2,23 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::process::Pid;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use super::cgroup::{Manager, choose};
 use super::error::Error;
 use super::log;
 use super::spec::{self, Config};
-use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
+use crate::sys::cgroup::{Cgroup, CgroupError, Hierarchy};
 
-/// Who makes the cgroups, and how `linux.cgroupsPath` is to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Manager {
-    /// A path below each hierarchy.
-    Cgroupfs,
-    /// `slice:prefix:name`; placed where systemd would place it.
-    Systemd,
-    /// The container stays in its creator's cgroups.
-    Disabled,
+/// How a [`Manager`] is written in state.json and on the command line.
+pub(super) fn manager_name(manager: Manager) -> &'static str {
+    match manager {
+        Manager::Cgroupfs => "cgroupfs",
+        Manager::Systemd => "systemd",
+        Manager::Disabled => "disabled",
+    }
 }
 
 /// The cgroups of one container.
@@ -31,39 +29,40 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Cgroup(Box::new(error))
 }
 
-fn path(cgroups_path: Option<&Path>, id: &str, manager: Manager) -> Result<Option<CgroupPath>, Error> {
-    let given = cgroups_path.filter(|path| !path.as_os_str().is_empty());
-    let path = match manager {
-        Manager::Disabled => return Ok(None),
-        Manager::Cgroupfs => CgroupPath::new(given.unwrap_or(Path::new(id))).map_err(failed)?,
-        Manager::Systemd => {
-            let text = given.map_or_else(|| format!(":brig:{id}"), |path| path.to_string_lossy().into_owned());
-            let parts: Vec<_> = text.split(':').collect();
-            let [slice, prefix, name] = parts[..] else {
-                return Err(Error::invalid(
-                    "linux.cgroupsPath",
-                    &text,
-                    "with --systemd-cgroup it must have the form slice:prefix:name",
-                ));
-            };
-            CgroupPath::from_systemd(slice, prefix, name).map_err(failed)?
-        }
-    };
-    Ok(Some(path))
-}
-
 /// Makes the container's cgroups and sets its limits. Undone by [`Group::remove`].
 pub(super) fn create(config: &Config, id: &str, manager: Manager) -> Result<Option<Group>, Error> {
-    let Some(path) = path(config.linux.cgroups_path.as_deref(), id, manager)? else { return Ok(None) };
+    let Some(path) = choose(config.linux.cgroups_path.as_deref(), manager, id).map_err(failed)? else {
+        return Ok(None);
+    };
     let hierarchy = Hierarchy::detect().map_err(failed)?;
     let group = Group(Cgroup::create(&hierarchy, &path).map_err(failed)?);
-    let resources = config.linux.resources.clone().unwrap_or_default();
+    let mut resources = config.linux.resources.clone().unwrap_or_default();
+    let mut devices = resources.devices().clone().unwrap_or_default();
+    devices.extend(default_devices());
+    resources.set_devices(Some(devices));
     if let Err(error) = group.apply(&resources) {
         // The first error is the one to tell.
         let _ = group.remove();
         return Err(error);
     }
     Ok(Some(group))
+}
+
+/// What every container may use, whatever its config says: the default devices, terminals, and making nodes, which
+/// gives no access by itself. Without any rule in the config all else is forbidden (GHSA-g54h-m393-cpwq).
+fn default_devices() -> Vec<LinuxDeviceCgroup> {
+    let rule = |kind: &str, major: i64, minor: i64, access: &str| {
+        serde_json::from_value(serde_json::json!({
+            "allow": true, "type": kind, "major": major, "minor": minor, "access": access,
+        }))
+        .expect("a rule in the form of the runtime specification")
+    };
+    let mut rules = vec![rule("c", -1, -1, "m"), rule("b", -1, -1, "m")];
+    // null, zero, full, random, urandom; tty, console, ptmx; every pts.
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)] {
+        rules.push(rule("c", major, minor, "rwm"));
+    }
+    rules
 }
 
 /// The cgroups of an existing container, if they still exist.
@@ -80,7 +79,9 @@ pub(super) fn open(manager: Manager, id: &str, directory: &Path) -> Result<Optio
         linux: Linux,
     }
     let only: Only = spec::parse(&spec::read_bounded(&directory.join("config.json"))?, "config.json")?;
-    let Some(path) = path(only.linux.cgroups_path.as_deref(), id, manager)? else { return Ok(None) };
+    let Some(path) = choose(only.linux.cgroups_path.as_deref(), manager, id).map_err(failed)? else {
+        return Ok(None);
+    };
     let hierarchy = Hierarchy::detect().map_err(failed)?;
     match Cgroup::open(&hierarchy, &path) {
         Ok(cgroup) => Ok(Some(Group(cgroup))),
@@ -92,7 +93,7 @@ pub(super) fn open(manager: Manager, id: &str, directory: &Path) -> Result<Optio
 impl Group {
     pub(super) fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
         for warning in self.0.apply(resources).map_err(failed)? {
-            log::warn(&warning.to_string());
+            log::warn(&warning.0);
         }
         Ok(())
     }

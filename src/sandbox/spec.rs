@@ -285,13 +285,34 @@ pub(super) struct StateDocument<'a> {
     pub(super) annotations: &'a BTreeMap<String, String>,
 }
 
+/// What a seccomp agent gets with the listener (runtime-spec, "The Container Process State").
+#[derive(Debug)]
+pub(super) struct SeccompDocument(serde_json::Value);
+
+pub(super) fn seccomp_document(config: &Config, state: &StateDocument<'_>) -> SeccompDocument {
+    let metadata = config.linux.seccomp.as_ref().and_then(|profile| profile.listener_metadata().clone());
+    SeccompDocument(serde_json::json!({
+        "ociVersion": OCI_VERSION,
+        "fds": ["seccompFd"],
+        "pid": 0,
+        "metadata": metadata.unwrap_or_default(),
+        "state": state,
+    }))
+}
+
+impl SeccompDocument {
+    /// The document's bytes for the process of that pid.
+    pub(super) fn with_pid(mut self, pid: i32) -> Vec<u8> {
+        self.0["pid"] = pid.into();
+        self.0.to_string().into_bytes()
+    }
+}
+
 /// Reads a document of bounded size.
 pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, Error> {
     let file = std::fs::File::open(path).attempt(|| format!("open {}", path.display()))?;
     let mut bytes = Vec::new();
-    file.take(CONFIG_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .attempt(|| format!("read {}", path.display()))?;
+    file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut bytes).attempt(|| format!("read {}", path.display()))?;
     if bytes.len() as u64 > CONFIG_BYTES_MAX {
         return Err(Error::invalid(
             path.display().to_string(),
@@ -330,7 +351,9 @@ pub(super) fn validate(config: &Config, rootfs_given: bool) -> Result<Namespaces
         return Err(Error::invalid("ociVersion", &config.oci_version, "this runtime reads versions 1.x"));
     }
     match &config.root {
-        None if !rootfs_given => return Err(Error::invalid("root", "missing", "a container needs a root.path")),
+        None if !rootfs_given => {
+            return Err(Error::invalid("root", "missing", "a container needs a root.path"));
+        }
         Some(root) if root.path.as_os_str().is_empty() && !rootfs_given => {
             return Err(Error::invalid("root.path", "", "it must name a directory"));
         }
@@ -360,7 +383,11 @@ pub(super) fn validate(config: &Config, rootfs_given: bool) -> Result<Namespaces
             [("linux.uidMappings", &linux.uid_mappings), ("linux.gidMappings", &linux.gid_mappings)]
         {
             if mappings.is_empty() {
-                return Err(Error::invalid(field, "empty", "a new user namespace needs at least one mapping"));
+                return Err(Error::invalid(
+                    field,
+                    "empty",
+                    "a new user namespace needs at least one mapping",
+                ));
             }
             check_mappings(field, mappings)?;
         }
@@ -369,11 +396,19 @@ pub(super) fn validate(config: &Config, rootfs_given: bool) -> Result<Namespaces
     }
     if !linux.time_offsets.is_empty() {
         if !namespaces.new.contains(Kind::Time) {
-            return Err(Error::invalid("linux.timeOffsets", "given", "there is no new time namespace to set them in"));
+            return Err(Error::invalid(
+                "linux.timeOffsets",
+                "given",
+                "there is no new time namespace to set them in",
+            ));
         }
         for clock in linux.time_offsets.keys() {
             if clock != "monotonic" && clock != "boottime" {
-                return Err(Error::invalid("linux.timeOffsets", clock, "the clocks are monotonic and boottime"));
+                return Err(Error::invalid(
+                    "linux.timeOffsets",
+                    clock,
+                    "the clocks are monotonic and boottime",
+                ));
             }
         }
     }
@@ -384,12 +419,17 @@ pub(super) fn validate(config: &Config, rootfs_given: bool) -> Result<Namespaces
             return Err(Error::invalid(field("destination"), "", "it must be an absolute path"));
         }
         if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
-            return Err(Error::invalid(field("uidMappings"), "one-sided", "uid and gid mappings go together"));
+            return Err(Error::invalid(
+                field("uidMappings"),
+                "one-sided",
+                "uid and gid mappings go together",
+            ));
         }
         check_mappings(&field("uidMappings"), &mount.uid_mappings)?;
         check_mappings(&field("gidMappings"), &mount.gid_mappings)?;
     }
-    for (field, paths) in [("linux.maskedPaths", &linux.masked_paths), ("linux.readonlyPaths", &linux.readonly_paths)]
+    for (field, paths) in
+        [("linux.maskedPaths", &linux.masked_paths), ("linux.readonlyPaths", &linux.readonly_paths)]
     {
         for path in paths {
             check_text(field, path.as_os_str().as_bytes())?;
@@ -444,10 +484,18 @@ pub(super) fn validate(config: &Config, rootfs_given: bool) -> Result<Namespaces
     ] {
         for (index, hook) in hooks.iter().enumerate() {
             if !hook.path.is_absolute() {
-                return Err(Error::invalid(format!("hooks.{name}[{index}].path"), &hook.path, "it must be absolute"));
+                return Err(Error::invalid(
+                    format!("hooks.{name}[{index}].path"),
+                    &hook.path,
+                    "it must be absolute",
+                ));
             }
             if hook.timeout == Some(0) {
-                return Err(Error::invalid(format!("hooks.{name}[{index}].timeout"), 0, "it must be at least 1 s"));
+                return Err(Error::invalid(
+                    format!("hooks.{name}[{index}].timeout"),
+                    0,
+                    "it must be at least 1 s",
+                ));
             }
         }
     }
@@ -511,7 +559,11 @@ fn check_mappings(field: &str, mappings: &[IdMapping]) -> Result<(), Error> {
     for mapping in mappings {
         let fits = |first: u32| first.checked_add(mapping.size).is_some();
         if mapping.size == 0 || !fits(mapping.container_id) || !fits(mapping.host_id) {
-            return Err(Error::invalid(field, mapping, "a mapping has a size of at least 1 and stays below 2^32"));
+            return Err(Error::invalid(
+                field,
+                mapping,
+                "a mapping has a size of at least 1 and stays below 2^32",
+            ));
         }
     }
     Ok(())
@@ -545,7 +597,11 @@ fn check_sysctls(sysctls: &BTreeMap<String, String>, namespaces: &Namespaces) ->
         } else if name == "kernel.domainname" || name == "kernel.hostname" {
             Kind::Uts
         } else {
-            return Err(Error::invalid(field(), "set", "it is not a namespaced sysctl and would change the host"));
+            return Err(Error::invalid(
+                field(),
+                "set",
+                "it is not a namespaced sysctl and would change the host",
+            ));
         };
         if !namespaces.has(kind) {
             let limit = format!("the container shares the {} namespace with the host", kind.file());
@@ -565,7 +621,18 @@ pub(super) fn sysctl_path(key: &str) -> String {
         (Some(dot), Some(slash)) if slash < dot => key.to_owned(),
         (None, _) => key.to_owned(),
         // Dots separate, so a slash stands for a dot within a name.
-        _ => key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect(),
+        _ => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
     }
 }
 
@@ -612,7 +679,11 @@ pub(super) fn check_process(process: &Process) -> Result<(), Error> {
     for (index, limit) in process.rlimits.iter().enumerate() {
         let field = format!("process.rlimits[{index}]");
         if super::user::resource(&limit.kind).is_none() {
-            return Err(Error::invalid(field, &limit.kind, "it is not a limit of getrlimit(2), as in RLIMIT_NOFILE"));
+            return Err(Error::invalid(
+                field,
+                &limit.kind,
+                "it is not a limit of getrlimit(2), as in RLIMIT_NOFILE",
+            ));
         }
         if limit.soft > limit.hard {
             return Err(Error::invalid(field, limit, "the soft limit must not exceed the hard one"));
@@ -626,7 +697,11 @@ pub(super) fn check_process(process: &Process) -> Result<(), Error> {
 
 fn check_text(field: &str, text: &[u8]) -> Result<(), Error> {
     if text.contains(&0) {
-        return Err(Error::invalid(field, String::from_utf8_lossy(text), "a NUL byte cannot be passed to the kernel"));
+        return Err(Error::invalid(
+            field,
+            String::from_utf8_lossy(text),
+            "a NUL byte cannot be passed to the kernel",
+        ));
     }
     Ok(())
 }
@@ -656,10 +731,14 @@ mod tests {
     fn a_bad_field_is_named_with_its_value_and_limit() {
         assert_eq!(message(|_| {}), "valid");
         let cases: [(&str, fn(&mut Value)); 12] = [
-            ("ociVersion is \"0.9\", but this runtime reads versions 1.x", |v| v["ociVersion"] = json!("0.9")),
+            ("ociVersion is \"0.9\", but this runtime reads versions 1.x", |v| {
+                v["ociVersion"] = json!("0.9")
+            }),
             ("process.cwd is \"x\", but it must be an absolute path", |v| v["process"]["cwd"] = json!("x")),
             ("process.args is [], but it must name a program", |v| v["process"]["args"] = json!([])),
-            ("process.env is \"=x\", but each entry must be NAME=VALUE", |v| v["process"]["env"] = json!(["=x"])),
+            ("process.env is \"=x\", but each entry must be NAME=VALUE", |v| {
+                v["process"]["env"] = json!(["=x"])
+            }),
             ("process.oomScoreAdj is -1001, but the range is -1000 to 1000", |v| {
                 v["process"]["oomScoreAdj"] = json!(-1001)
             }),
@@ -667,15 +746,13 @@ mod tests {
             ("linux.namespaces is \"pid\", but each type may be given once", |v| {
                 v["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}])
             }),
-            (
-                "linux.uidMappings is \"empty\", but a new user namespace needs at least one mapping",
-                |v| v["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}]),
-            ),
+            ("linux.uidMappings is \"empty\", but a new user namespace needs at least one mapping", |v| {
+                v["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}])
+            }),
             ("linux.intelRdt is not supported", |v| v["linux"]["intelRdt"] = json!({})),
-            (
-                "linux.maskedPaths is \"proc\", but paths must be absolute",
-                |v| v["linux"]["maskedPaths"] = json!(["proc"]),
-            ),
+            ("linux.maskedPaths is \"proc\", but paths must be absolute", |v| {
+                v["linux"]["maskedPaths"] = json!(["proc"])
+            }),
             (
                 "process.rlimits[0] is \"RLIMIT_X\", but it is not a limit of getrlimit(2), as in RLIMIT_NOFILE",
                 |v| v["process"]["rlimits"] = json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]),

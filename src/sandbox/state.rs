@@ -27,8 +27,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Manager;
 use super::error::{Attempt, Error};
-use super::resources::{self, Manager};
+use super::resources;
 use super::spec::{self, Config, StateDocument};
 
 /// runc's limit on an id is the file name's.
@@ -46,7 +47,8 @@ pub(super) struct Record {
     pub(super) created: String,
     #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
-    pub(super) manager: Manager,
+    /// cgroupfs, systemd or disabled.
+    pub(super) manager: String,
     #[serde(default)]
     pub(super) creating: bool,
     #[serde(default)]
@@ -148,7 +150,8 @@ impl Directory {
             io::ErrorKind::AlreadyExists => Error::Exists(id.to_owned()),
             _ => Error::Os { attempted: format!("make the directory {}", path.display()), source },
         })?;
-        rustix::fs::chmod(&path, Mode::from_raw_mode(0o711)).attempt(|| format!("chmod {}", path.display()))?;
+        rustix::fs::chmod(&path, Mode::from_raw_mode(0o711))
+            .attempt(|| format!("chmod {}", path.display()))?;
         Self::lock(path, id)
     }
 
@@ -201,7 +204,9 @@ impl Container {
         check_id(id)?;
         let path = root.join(id);
         let bytes = match fs::read(path.join("state.json")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Missing(id.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Missing(id.to_owned()));
+            }
             result => result.attempt(|| format!("read {}/state.json", path.display()))?,
         };
         let record = spec::parse(&bytes, format!("{}/state.json", path.display()))?;
@@ -223,11 +228,18 @@ impl Container {
         if self.path.join("start").exists() {
             return Status::Created;
         }
-        let frozen = resources::open(self.record.manager, &self.record.id, &self.path)
-            .ok()
-            .flatten()
-            .is_some_and(|cgroup| cgroup.is_frozen());
+        let frozen = self.group().ok().flatten().is_some_and(|cgroup| cgroup.is_frozen());
         if frozen { Status::Paused } else { Status::Running }
+    }
+
+    pub(super) fn manager(&self) -> Manager {
+        // Written by us from a Manager; a state of unknown origin gets the default.
+        self.record.manager.parse().unwrap_or_default()
+    }
+
+    /// The container's cgroups, if they exist.
+    pub(super) fn group(&self) -> Result<Option<resources::Group>, Error> {
+        resources::open(self.manager(), &self.record.id, &self.path)
     }
 
     /// A descriptor of the init, or [`Error::NotRunning`].
@@ -285,7 +297,9 @@ mod tests {
     fn an_id_is_reserved_once() {
         let root = tempfile::tempdir().unwrap();
         let first = Directory::reserve(&root.path().join("deep"), "c1").unwrap();
-        assert!(matches!(Directory::reserve(&root.path().join("deep"), "c1"), Err(Error::Exists(id)) if id == "c1"));
+        assert!(
+            matches!(Directory::reserve(&root.path().join("deep"), "c1"), Err(Error::Exists(id)) if id == "c1")
+        );
         first.remove().unwrap();
         assert!(matches!(Directory::open(&root.path().join("deep"), "c1"), Err(Error::Missing(_))));
     }

@@ -39,6 +39,12 @@ pub(super) fn pair() -> io::Result<(End, End)> {
 }
 
 impl End {
+    /// The descriptor's number.
+    pub(super) fn number(&self) -> u32 {
+        use std::os::fd::AsRawFd;
+        self.0.as_raw_fd() as u32
+    }
+
     pub(super) fn send(&self, message: &Message) -> io::Result<()> {
         let bytes = match message {
             Message::Go(pid) => [b"G".as_slice(), &pid.to_ne_bytes()].concat(),
@@ -79,9 +85,13 @@ mod tests {
     #[test]
     fn messages_arrive_whole_and_the_end_is_seen() {
         let (a, b) = pair().unwrap();
-        for message in
-            [Message::Go(77), Message::Forked(i32::MAX), Message::Hooks, Message::Ready, Message::Failed("x".into())]
-        {
+        for message in [
+            Message::Go(77),
+            Message::Forked(i32::MAX),
+            Message::Hooks,
+            Message::Ready,
+            Message::Failed("x".into()),
+        ] {
             a.send(&message).unwrap();
             assert_eq!(b.receive().unwrap(), message);
         }

@@ -29,17 +29,20 @@ pub(super) fn resource(name: &str) -> Option<Resource> {
     })
 }
 
-/// Sets the limits of a process from outside, where we have the host's privileges.
+/// Sets the limits of a process, `None` for the caller.
 ///
-/// Without CAP_SYS_RESOURCE a limit cannot be raised; it is then set as high as it may be, with a warning, because
-/// the process is not less confined than asked.
-pub(super) fn set_rlimits(pid: i32, limits: &[spec::Rlimit]) -> Result<(), Error> {
+/// prlimit(2) on a process that has become another user needs CAP_SYS_RESOURCE. With it, the creator sets the limits
+/// from outside, where they hold whatever the container's user namespace allows; without it, the process sets its own
+/// while it is still root. A limit that cannot be raised is then set as high as it may be, with a warning, because the
+/// process is not less confined than asked.
+pub(super) fn set_rlimits(pid: Option<i32>, limits: &[spec::Rlimit]) -> Result<(), Error> {
+    let pid = pid.and_then(Pid::from_raw);
     for limit in limits {
         let resource = resource(&limit.kind).expect("validation accepts known limits only");
         // RLIM_INFINITY is the largest number, which rustix spells None.
         let wanted = |value: u64| (value != u64::MAX).then_some(value);
         let new = Rlimit { current: wanted(limit.soft), maximum: wanted(limit.hard) };
-        match prlimit(Pid::from_raw(pid), resource, new) {
+        match prlimit(pid, resource, new) {
             Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
                 let ceiling = getrlimit(resource).maximum.unwrap_or(u64::MAX);
                 let (soft, hard) = (limit.soft.min(ceiling), limit.hard.min(ceiling));
@@ -48,8 +51,7 @@ pub(super) fn set_rlimits(pid: i32, limits: &[spec::Rlimit]) -> Result<(), Error
                     limit.kind, limit.hard
                 ));
                 let clamped = Rlimit { current: wanted(soft), maximum: wanted(hard) };
-                prlimit(Pid::from_raw(pid), resource, clamped)
-                    .attempt(|| format!("set {} of {pid} to {soft}:{hard}", limit.kind))?;
+                prlimit(pid, resource, clamped).attempt(|| format!("set {} to {soft}:{hard}", limit.kind))?;
             }
             result => {
                 result.attempt(|| format!("set {} to {}:{}", limit.kind, limit.soft, limit.hard))?;
@@ -57,6 +59,12 @@ pub(super) fn set_rlimits(pid: i32, limits: &[spec::Rlimit]) -> Result<(), Error
         }
     }
     Ok(())
+}
+
+/// Whether limits are set from outside, see [`set_rlimits`].
+pub(super) fn may_raise_limits() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
 }
 
 /// Sets groups, then the group, then the user of this process. Capabilities stay as keepcaps says.
@@ -111,7 +119,9 @@ pub(super) fn scheduling(scheduler: &spec::Scheduler) -> Result<Scheduling, Erro
         "SCHED_ISO" => 4,
         "SCHED_IDLE" => 5,
         "SCHED_DEADLINE" => 6,
-        other => return Err(Error::invalid("process.scheduler.policy", other, "see sched(7) for the policies")),
+        other => {
+            return Err(Error::invalid("process.scheduler.policy", other, "see sched(7) for the policies"));
+        }
     };
     let mut flags = 0;
     for flag in &scheduler.flags {
@@ -123,14 +133,21 @@ pub(super) fn scheduling(scheduler: &spec::Scheduler) -> Result<Scheduling, Erro
             "SCHED_FLAG_KEEP_PARAMS" => 0x10,
             "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
             "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
-            other => return Err(Error::invalid("process.scheduler.flags", other, "see sched_setattr(2) for the flags")),
+            other => {
+                return Err(Error::invalid(
+                    "process.scheduler.flags",
+                    other,
+                    "see sched_setattr(2) for the flags",
+                ));
+            }
         };
     }
     if !(-20..=19).contains(&scheduler.nice) {
         return Err(Error::invalid("process.scheduler.nice", scheduler.nice, "the range is -20 to 19"));
     }
-    let priority = u32::try_from(scheduler.priority)
-        .map_err(|_| Error::invalid("process.scheduler.priority", scheduler.priority, "it must not be negative"))?;
+    let priority = u32::try_from(scheduler.priority).map_err(|_| {
+        Error::invalid("process.scheduler.priority", scheduler.priority, "it must not be negative")
+    })?;
     Ok(Scheduling {
         policy,
         flags,
@@ -162,10 +179,17 @@ pub(super) fn set_personality(personality: &spec::Personality) -> Result<(), Err
     let value = match personality.domain.as_str() {
         "LINUX" => 0x0000,
         "LINUX32" => 0x0008,
-        other => return Err(Error::invalid("linux.personality.domain", other, "the domains are LINUX and LINUX32")),
+        other => {
+            return Err(Error::invalid(
+                "linux.personality.domain",
+                other,
+                "the domains are LINUX and LINUX32",
+            ));
+        }
     };
     if let Some(flag) = personality.flags.first() {
         return Err(Error::invalid("linux.personality.flags", flag, "no flags are defined"));
     }
-    crate::sys::process::set_personality(value).attempt(|| format!("set the personality {}", personality.domain))
+    crate::sys::process::set_personality(value)
+        .attempt(|| format!("set the personality {}", personality.domain))
 }

@@ -24,14 +24,27 @@ pub(crate) fn adopt_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Marks every open descriptor from `first` up as close-on-exec: close_range(2) with `CLOSE_RANGE_CLOEXEC`, Linux
-/// 5.11. None is closed now, so owners in this process stay valid.
-pub(crate) fn cloexec_from(first: u32) -> io::Result<()> {
-    // SAFETY: only flags of descriptors change; no memory is passed.
-    let result = unsafe {
-        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// Closes every descriptor from `first` up, except those in `keep`: close_range(2), Linux 5.9.
+///
+/// For two moments only: first thing in `main`, before this process has opened or adopted anything in that range; and
+/// in the child of a fork that ends by execve(2) or `_exit(2)`, where the parent's values are copies that are never
+/// dropped. At any other time it would close files that have owners.
+pub(crate) fn close_all_but(first: u32, keep: &[u32]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().copied().filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    let mut next = first;
+    for fd in kept.into_iter().map(Some).chain([None]) {
+        let last = fd.map_or(u32::MAX, |fd| fd.wrapping_sub(1));
+        if fd.is_none_or(|fd| fd > next) {
+            // SAFETY: only descriptors are closed, no memory is passed; that nobody will use them is the caller's
+            // promise above.
+            if unsafe { libc::syscall(libc::SYS_close_range, next, last, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        next = fd.map_or(next, |fd| fd.saturating_add(1).max(next));
+    }
+    Ok(())
 }
 
 /// Clears close-on-exec on an inherited number, so that the next program gets it. A closed number is `EBADF`.

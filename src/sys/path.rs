@@ -4,7 +4,7 @@
 //! `..` nor a symbolic link leads out. What is missing is made component by component below a descriptor that is
 //! already known to be inside.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -173,11 +173,6 @@ impl Proc {
 /// Whether the file is on procfs (`PROC_SUPER_MAGIC`, statfs(2)).
 pub(crate) fn is_procfs(file: impl AsFd) -> io::Result<bool> {
     Ok(fstatfs(file)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
-}
-
-/// A path as the kernel takes it; `InvalidInput` if it holds a NUL.
-pub(crate) fn c_path(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::namespace::Kinds;
 
+/// linux/sched.h; libc's constant has too narrow a type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// What clone3(2) shall make.
 #[derive(Debug, Default)]
 pub(crate) struct Fork<'a> {
@@ -49,7 +52,7 @@ pub(crate) fn fork(request: &Fork<'_>) -> io::Result<Forked> {
         args.exit_signal = libc::SIGCHLD as u64;
     }
     if let Some(cgroup) = request.cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: the structure outlives the call and its size is given; `pidfd` is writable. Without CLONE_VM the child
@@ -159,7 +162,7 @@ pub(crate) fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(crate) struct Scheduling {
-    size: u32,
+    pub(crate) size: u32,
     pub(crate) policy: u32,
     pub(crate) flags: u64,
     pub(crate) nice: i32,

@@ -93,7 +93,7 @@ fn write_in_some_order(group: &Group, undo: &mut Vec<Write>) -> Result<(), Cgrou
         let mut done = Vec::new();
         let result = order.iter().try_for_each(|&i| {
             let write = &group[i];
-            let before = read_back(&write.path);
+            let before = read_back(&write.path, &write.value);
             write_file(&write.path, &write.value)?;
             done.extend(before.map(|value| Write { path: write.path.clone(), value }));
             Ok(())
@@ -130,9 +130,20 @@ fn orders(len: usize) -> &'static [&'static [usize]] {
 }
 
 /// What to write to have a file as it is now; `None` when it cannot be read (`memory.reclaim`).
-fn read_back(path: &Path) -> Option<String> {
+fn read_back(path: &Path, new: &str) -> Option<String> {
     let text = read_file(path).ok()?;
     let name = path.file_name()?.to_str()?;
+    // One line for each device: only the one that is about to change matters, and it may not be there yet.
+    if let Some((device, setting)) = new.split_once(' ').filter(|(device, _)| device.contains(':')) {
+        let before =
+            text.lines().find(|line| line.strip_prefix(device).is_some_and(|rest| rest.starts_with(' ')));
+        return Some(match (before, name, setting.split_once('=')) {
+            (Some(line), _, _) => line.to_owned(),
+            (None, "io.max", Some((key, _))) => format!("{device} {key}=max"),
+            (None, "io.weight" | "io.bfq.weight", _) => format!("{device} default"),
+            (None, _, _) => format!("{device} 0"),
+        });
+    }
     // `memory.oom_control` reads as a table but takes one number.
     if name == "memory.oom_control" {
         return keyed(&text, "oom_kill_disable").map(|n| n.to_string());
@@ -145,12 +156,8 @@ fn read_back(path: &Path) -> Option<String> {
 fn roll_back(undo: Vec<Write>, cause: CgroupError) -> CgroupError {
     let mut failed = None;
     for write in undo.into_iter().rev() {
-        // Files with one line per device take one line per write.
-        for line in write.value.lines().chain(write.value.is_empty().then_some("")) {
-            let line = if line.is_empty() { "\n" } else { line };
-            if let Err(CgroupError::Write { path, value, source }) = write_file(&write.path, line) {
-                failed.get_or_insert((path, value, source));
-            }
+        if let Err(CgroupError::Write { path, value, source }) = write_file(&write.path, &write.value) {
+            failed.get_or_insert((path, value, source));
         }
     }
     match failed {

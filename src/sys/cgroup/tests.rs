@@ -186,6 +186,22 @@ fn privileged_a_change_that_fails_half_way_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn privileged_a_limit_for_a_device_is_taken_back_when_a_later_one_fails() {
+    let scratch = Scratch::new("io");
+    let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let disk = disks.filter_map(|disk| std::fs::read_to_string(disk.path().join("dev")).ok()).next();
+    let Some((major, minor)) = disk.as_deref().and_then(|text| text.trim().split_once(':')) else { return };
+    let rate = |n: u64| json!({"major": major.parse::<i64>().unwrap(), "minor": minor.parse::<i64>().unwrap(), "rate": n});
+    let bad = json!({"major": 4095, "minor": 4095, "rate": 1});
+    let limit = || scratch.v1(Controller::Blkio, "blkio.throttle.read_bps_device");
+    scratch.apply(json!({"blockIO": {"throttleReadBpsDevice": [rate(1 << 20), bad]}})).unwrap_err();
+    assert!(limit().is_none_or(|text| text.is_empty()));
+    scratch.apply(json!({"blockIO": {"throttleReadBpsDevice": [rate(1 << 20)]}})).unwrap();
+    scratch.apply(json!({"blockIO": {"throttleReadBpsDevice": [rate(2 << 20), bad]}})).unwrap_err();
+    assert!(limit().is_none_or(|text| text == format!("{major}:{minor} {}", 1 << 20)));
+}
+
+#[test]
 fn privileged_devices_are_denied_unless_listed_and_a_bad_list_changes_nothing() {
     let scratch = Scratch::new("devices");
     let dev_null = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});

@@ -14,6 +14,7 @@ use oci_spec::runtime::{
 use rustix::fs::{FileType, major, minor};
 
 use super::process::{CapabilitySets, selinux};
+use super::seccomp_file;
 use super::{BundleError, BundleInput, Host};
 use crate::container::seccomp_default;
 use crate::container::spec::{NamespaceMode, Namespaces, Resources, Security, SecurityProfile};
@@ -333,7 +334,9 @@ fn seccomp(
     if text.len() as u64 > SECCOMP_BYTES_MAX {
         return Err(BundleError::SeccompTooLarge { path, max: SECCOMP_BYTES_MAX });
     }
-    serde_json::from_slice(&text).map(Some).map_err(|source| BundleError::SeccompParse { path, source })
+    seccomp_file::parse(&text, &capabilities.effective)
+        .map(Some)
+        .map_err(|source| BundleError::SeccompParse { path, source })
 }
 
 /// `None` is any number.

@@ -10,6 +10,7 @@
 mod linux;
 mod mounts;
 mod process;
+mod seccomp_file;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -231,7 +232,7 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
     let mounts = mounts::mounts(input)?;
     let linux = linux::linux(input, &capabilities, mounts.rootfs_propagation, &mut warnings)?;
 
-    let spec = SpecBuilder::default()
+    let mut spec = SpecBuilder::default()
         .version("1.2.0")
         .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build()?)
         .process(process)
@@ -239,6 +240,8 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
         .linux(linux)
         .annotations(annotations(input))
         .build()?;
+    // The pod's monitor named its UTS namespace; the builder would name it once more.
+    spec.set_hostname(None);
     Ok(Bundle {
         spec,
         user: who.user,

@@ -620,3 +620,55 @@ fn namespaces_follow_the_modes_of_pod_and_container() {
     fixture.namespaces.ipc = NamespaceMode::Node;
     assert_eq!(kinds(&fixture), ["mount", "cgroup"]);
 }
+
+/// Goal: what we generate is what other runtimes understand. Method: `runc run` of a static busybox that looks at itself,
+/// in this test's own network and IPC namespaces; skipped where runc or busybox is not installed.
+#[test]
+fn privileged_runc_runs_a_generated_bundle_with_the_default_profile() {
+    use std::process::Command;
+    let runc = |args: &[&str]| Command::new("runc").args(args).output();
+    if runc(&["--version"]).is_err() || !Path::new("/bin/busybox").exists() {
+        return;
+    }
+    let mut fixture = Fixture::new();
+    let bundle_dir = fixture.scratch.path().canonicalize().unwrap();
+    let rootfs = bundle_dir.join("rootfs");
+    std::fs::create_dir_all(rootfs.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+    let parent = format!("/brig-test-{}-runc", std::process::id());
+    fixture.cgroup_parent = Box::leak(parent.into_boxed_str());
+    fixture.namespaces.network = NamespaceMode::Node;
+    fixture.namespaces.ipc = NamespaceMode::Node;
+    fixture.spec.security.namespaces.pid = NamespaceMode::Container;
+    fixture.spec.security.seccomp = SecurityProfile::RuntimeDefault;
+    fixture.spec.security.no_new_privs = true;
+    fixture.spec.resources =
+        Resources { cpu_shares: Some(64), memory_limit_bytes: Some(64 << 20), ..Resources::default() };
+    fixture.spec.command = texts(&["/bin/busybox", "sh", "-c"]);
+    fixture.spec.args = texts(&[
+        "bb=/bin/busybox; $bb id -u; $bb grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status; \
+        $bb unshare -U $bb true 2>/dev/null || echo no user namespace; \
+        $bb cat /proc/kcore | $bb wc -c; echo x 2>/dev/null >/proc/sys/kernel/hostname || echo read-only",
+    ]);
+    let mut spec = fixture.generate().unwrap().spec;
+    // The pod's files are not there in this test.
+    let mounts = spec.mounts_mut().as_mut().unwrap();
+    mounts.retain(|mount| !mount.source().as_ref().is_some_and(|source| source.starts_with("/run/pod")));
+    spec.save(bundle_dir.join("config.json")).unwrap();
+
+    let root = bundle_dir.join("runc-root");
+    let id = format!("brig-test-{}", std::process::id());
+    let bundle = bundle_dir.to_str().unwrap();
+    let output = runc(&["--root", root.to_str().unwrap(), "run", "--bundle", bundle, &id]).unwrap();
+    let hierarchy = crate::sys::cgroup::Hierarchy::detect().unwrap();
+    let path = crate::sys::cgroup::CgroupPath::new(Path::new(fixture.cgroup_parent)).unwrap();
+    if let Ok(cgroup) = crate::sys::cgroup::Cgroup::open(&hierarchy, &path) {
+        cgroup.remove().unwrap();
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0\nCapEff:\t00000000000005fb\nNoNewPrivs:\t1\nSeccomp:\t2\nno user namespace\n0\nread-only\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -26,7 +26,7 @@ demo: build
 	@deploy/demo.sh $(IMAGE)
 
 bench: build
-	@if [ -x tests/bench/run.sh ]; then tests/bench/run.sh; else echo "no benchmark yet"; exit 1; fi
+	@tests/run.sh bench
 
 install: build
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" deploy/install.sh install

@@ -28,7 +28,9 @@ install_all() {
     done
     install -d -m 0755 "$destdir/etc/brig/config.d" "$destdir/etc/brig/certs.d" "$destdir$units"
     if [ ! -e "$destdir/etc/brig/config.toml" ]; then
-        install -m 0644 deploy/config.toml "$destdir/etc/brig/config.toml"
+        # Every key as a comment: what is not set follows the defaults of later versions.
+        sed 's/^[a-z_]* = /# &/' deploy/config.toml >"$destdir/etc/brig/config.toml"
+        chmod 0644 "$destdir/etc/brig/config.toml"
     fi
     sed "s|@BINDIR@|$bindir|" deploy/systemd/brig.service >"$destdir$units/brig.service"
     chmod 0644 "$destdir$units/brig.service"

@@ -50,9 +50,9 @@ mod sandbox;
 
 #[cfg(feature = "daemon")]
 mod records;
+mod sys;
 #[cfg(feature = "daemon")]
 mod task;
-mod sys;
 
 #[cfg(feature = "daemon")]
 mod id;

@@ -7,11 +7,13 @@ use std::fmt;
 
 /// `proto/runtime/v1/api.proto`.
 pub mod v1 {
+    #![expect(clippy::allow_attributes, reason = "the generator writes them")]
     tonic::include_proto!("runtime.v1");
 }
 
 /// `proto/brig/v1/admin.proto`.
 pub mod admin {
+    #![expect(clippy::allow_attributes, reason = "the generator writes them")]
     tonic::include_proto!("brig.v1");
 }
 

@@ -5,12 +5,12 @@
 # own /run and /tmp-like scratch, so the host keeps none of it. What namespaces do not hold (processes, cgroups) is
 # looked for afterwards, and whatever is left fails the run.
 #
-# STAGES="fmt unit" runs only those. Without root the stages that need it are refused, not skipped.
+# STAGES="fmt unit" runs only those, FILTER=words only tests whose names hold them. Without root the stages that need it are refused, not skipped.
+# `tests/run.sh bench` runs the benchmark instead, in namespaces of the same kind, with the binaries of target/dist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 host=$(rustc -vV | sed -n 's/^host: //p')
-# One incremental-free profile for every stage: nothing is compiled twice for the same features.
 export CARGO_TERM_PROGRESS_WHEN=never
 
 stage() { # NAME COMMAND…
@@ -70,12 +70,12 @@ isolated() {
 }
 
 unit() { isolated_run --lib; }
-integration() { BRIG_BIN_DIR=$PWD/target/test-bin isolated_run --test it; }
+integration() { BRIG_TEST_BIN_DIR=$PWD/target/test-bin isolated_run --test it; }
 isolated_run() {
-    # Built outside, so that a download would still have the network.
+    # Built outside, so that a download still has the network.
     cargo test --quiet --no-run "$@"
     export -f run_tests
-    isolated bash -euc 'run_tests "$@"' run_tests "$@"
+    CARGO_NET_OFFLINE=true isolated bash -euc 'run_tests "$@"' run_tests "$@" ${FILTER:+"$FILTER"}
 }
 
 # Everything of ours that namespaces do not hold, one line each.
@@ -98,6 +98,12 @@ nothing_left() {
     [ -z "$added" ] || { echo "left behind:"; echo "$added"; return 1; }
     echo "nothing left behind"
 }
+
+if [ "${1:-}" = bench ]; then
+    cargo bench --quiet --no-run --bench bench
+    BRIG_TEST_BIN_DIR=$PWD/target/dist isolated cargo bench --quiet --offline --bench bench
+    exit
+fi
 
 before=$(PATH=$PATH:/usr/sbin:/sbin leftovers)
 stage fmt cargo fmt --check

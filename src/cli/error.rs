@@ -58,13 +58,15 @@ impl CliError {
 
 /// The status as a fragment, with a remedy where the code alone suggests one.
 fn told(status: &Status) -> String {
-    let message = status.message();
+    let message = match status.message() {
+        "" => status.code().description(),
+        message => message,
+    };
     match status.code() {
         Code::Unavailable => {
             format!("the connection to brigd broke ({message}); `journalctl -u brig` may say why")
         }
         Code::Unimplemented => format!("this brigd does not do that yet ({message})"),
-        _ if message.is_empty() => status.code().description().to_owned(),
         _ => message.to_owned(),
     }
 }

@@ -78,6 +78,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Print the configuration, every key explained.
     Config(system::ConfigArgs),
+    /// Remove the built-in network from this machine, once there are no pods.
+    Teardown,
     /// Print the versions of brig and brigd.
     Version,
     /// Print a completion script for a shell.
@@ -137,6 +139,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Status => system::status(connect().await?, output).await,
         Command::Check(args) => check::check(&address, args, output).await,
         Command::Config(args) => system::config(&address, args).await,
+        Command::Teardown => system::teardown(connect().await?).await,
         Command::Version => system::version(&address, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,4 +1,4 @@
-//! `brig status`, `brig version` and `brig config`: about the daemon itself.
+//! `brig status`, `brig version`, `brig config` and `brig teardown`: about the daemon itself.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -102,6 +102,13 @@ pub(super) async fn status(mut client: Client, format: Format) -> Result<ExitCod
         }
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Takes bridge and rules of the built-in network away, which otherwise stay for the next pod.
+pub(super) async fn teardown(mut client: Client) -> Result<ExitCode, CliError> {
+    let answer = client.admin.teardown(admin::TeardownRequest {}).await;
+    answer.map_err(CliError::refused("remove the built-in network"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Our own version even when no daemon can be reached, which is then said and fails the command.

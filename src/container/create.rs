@@ -2,24 +2,28 @@
 //!
 //! Each step consumes the one before and knows how to take everything back, so a failure leaves nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD};
-use rustix::mount::OpenTreeFlags;
+use oci_spec::image::ImageConfiguration;
+use rustix::fs::CWD;
 
 use super::bundle::{self, Bundle, BundleInput};
 use super::record::{ContainerRecord, Saved};
-use super::spec::ContainerSpec;
+use super::handler::Handler;
+use super::place::PodPlace;
+use super::spec::{ContainerSpec, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
 use crate::events::EventKind;
 use crate::id::{ContainerId, PodId};
-use crate::image::{Image, Rootfs, RootfsOptions};
+use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
+use crate::sys::mount::clone_tree;
 use crate::task::blocking;
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
@@ -77,7 +81,7 @@ impl Containers {
         let (store, dir, id) = (self.0.store.clone(), self.bundle_dir(&saved.id), saved.id.clone());
         let done = blocking(move || {
             remove_bundle(&dir)?;
-            store.remove_container(&id).map_err(io::Error::other)
+            store.remove_container(&id).map(drop).map_err(io::Error::other)
         })
         .await;
         match done {
@@ -99,14 +103,22 @@ struct Intended {
     placement: Placement,
     saved: Saved,
     image: Arc<Image>,
+    config: ImageConfiguration,
 }
 
 impl Intended {
     async fn new(all: &Containers, placement: Placement, spec: Arc<ContainerSpec>) -> Result<Self, ContainerError> {
         let (store, name) = (all.0.store.clone(), spec.image.image.clone());
-        let image = blocking(move || store.find(&name))
+        let found = blocking(move || match store.find(&name)? {
+            Some(image) => Ok(Some((store.config(&image)?, image))),
+            None => Ok(None),
+        });
+        let (config, image) = found
             .await
-            .map_err(|source| ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) })?
+            .map_err(|source: StoreError| ContainerError::Image {
+                image: spec.image.image.clone(),
+                source: Arc::new(source),
+            })?
             .ok_or_else(|| ContainerError::NoImage(spec.image.image.clone()))?;
         let id = ContainerId::random();
         let log_path = match (&placement.log_directory, &spec.log_path) {
@@ -132,17 +144,25 @@ impl Intended {
             id: saved.id.to_string(),
             source: Arc::new(source),
         })?;
-        Ok(Self { all: all.clone(), placement, saved, image })
+        Ok(Self { all: all.clone(), placement, saved, image, config })
+    }
+
+    /// The PID namespace that the container joins: the pod's, or that of the container it targets.
+    fn pid_namespace(&self) -> Option<PathBuf> {
+        match &self.saved.spec.security.namespaces.pid {
+            NamespaceMode::Target(id) => {
+                let pid = self.all.find(id).ok()?.live().pid?;
+                Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))
+            }
+            NamespaceMode::Pod | NamespaceMode::Container | NamespaceMode::Node => {
+                self.placement.place.pid_ns.clone()
+            }
+        }
     }
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
         let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
-        let options = RootfsOptions {
-            readonly: false,
-            idmap: self.placement.view.user_namespace_fd(),
-            ..RootfsOptions::default()
-        };
-        match blocking(move || store.rootfs(&id, &image, options)).await {
+        match blocking(move || store.rootfs(&id, &image, &RootfsOptions::default())).await {
             Ok(rootfs) => Ok(Rooted { intended: self, rootfs }),
             Err(source) => {
                 let name = self.saved.spec.name.clone();
@@ -167,44 +187,154 @@ struct Rooted {
 impl Rooted {
     async fn write_bundle(self) -> Result<Bundled, ContainerError> {
         let Self { mut intended, rootfs } = self;
-        let dir = intended.all.bundle_dir(&intended.saved.id);
-        let settings = intended.all.0.settings.bundle.clone();
-        let store = intended.all.0.store.clone();
-        let (saved, view, image) =
-            (intended.saved.clone(), Arc::clone(&intended.placement.view), Arc::clone(&intended.image));
-        let handler = Arc::clone(&intended.placement.handler);
-        let written = blocking(move || -> Result<_, ContainerError> {
-            let image_mounts = bundle::image_mounts(&store, &saved.spec)?;
-            let bundle = bundle::generate(&BundleInput {
-                spec: &saved.spec,
-                pod: &view,
-                image: &image.config,
-                rootfs: &rootfs.mount,
-                id: &saved.id,
-                settings: &settings,
-                handler: &handler,
-            })
-            .map_err(|source| ContainerError::Bundle {
-                name: saved.spec.name.clone(),
-                source: Arc::new(source),
-            })?;
-            for warning in &bundle.warnings {
-                tracing::warn!(container = %saved.id, "{warning}");
-            }
-            let mount_fds = write_bundle(&dir, &bundle, &store, &rootfs, image_mounts, handler.bundled)?;
-            Ok((bundle, rootfs, mount_fds))
-        })
-        .await;
-        match written {
-            Ok((bundle, rootfs, mount_fds)) => {
-                intended.saved.user = bundle.user.clone();
-                intended.saved.stop_signal = bundle.stop_signal.clone();
-                intended.saved.cgroup = bundle.cgroup_path.clone();
+        let work = BundleWork {
+            dir: intended.all.bundle_dir(&intended.saved.id),
+            host: intended.all.0.settings.host.clone(),
+            store: intended.all.0.store.clone(),
+            saved: intended.saved.clone(),
+            place: Arc::clone(&intended.placement.place),
+            pid_ns: intended.pid_namespace(),
+            handler: Arc::clone(&intended.placement.handler),
+            config: intended.config.clone(),
+            rootfs,
+        };
+        match blocking(move || work.run()).await {
+            Ok(Written { saved, rootfs, mount_fds }) => {
+                intended.saved = saved;
                 Ok(Bundled { intended, rootfs, mount_fds })
             }
             Err(cause) => Err(intended.fail(cause).await),
         }
     }
+}
+
+/// What the blocking part of a creation needs.
+struct BundleWork {
+    dir: PathBuf,
+    host: bundle::Host,
+    store: Store,
+    saved: Saved,
+    place: Arc<PodPlace>,
+    pid_ns: Option<PathBuf>,
+    handler: Arc<Handler>,
+    config: ImageConfiguration,
+    rootfs: Rootfs,
+}
+
+/// What comes of it.
+struct Written {
+    saved: Saved,
+    rootfs: Rootfs,
+    /// Sources of mounts, by their index in the OCI config.
+    mount_fds: Vec<(usize, OwnedFd)>,
+}
+
+impl BundleWork {
+    fn run(self) -> Result<Written, ContainerError> {
+        let Self { dir, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
+        let root = dir.join("rootfs");
+        std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
+        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled)?;
+        let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
+        let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
+        let parent = place.parent();
+        let Bundle { spec, user, stop_signal, mount_sources, volumes, warnings } = bundle::generate(&BundleInput {
+            spec: &saved.spec,
+            pod: &place.view(&handler, &parent, pid_ns),
+            host: &host,
+            image: &config,
+            rootfs: &rootfs.mount,
+            id: &saved.id,
+            image_mounts: &images.paths,
+            volumes_dir: volumes.as_deref(),
+        })
+        .map_err(bad)?;
+        for warning in &warnings {
+            tracing::warn!(container = %saved.id, "{warning}");
+        }
+        for volume in &volumes {
+            std::fs::create_dir_all(volume).map_err(|e| file_error("create the volume", volume, e))?;
+        }
+        let path = dir.join("config.json");
+        let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
+        std::fs::write(&path, text).map_err(|e| file_error("write", &path, e))?;
+        let mount_fds = if handler.bundled {
+            images.open_sources(&mount_sources, place.shm.as_deref())?
+        } else {
+            let attached = store.rootfs_attach(&rootfs.mount, &root);
+            attached.map_err(|e| file_error("mount the rootfs at", &root, io::Error::other(e)))?;
+            Vec::new()
+        };
+        saved.cgroup = place.cgroups_path(saved.id.as_str()).map_err(bad)?.display().to_string();
+        saved.user = user;
+        saved.stop_signal = stop_signal.to_string();
+        Ok(Written { saved, rootfs, mount_fds })
+    }
+}
+
+/// The images that the request mounts into the container.
+struct ImageMounts {
+    /// By the mount's path in the container: where it is attached for a foreign runtime; for ours only a name.
+    paths: BTreeMap<PathBuf, PathBuf>,
+    /// For our own runtime, by that name.
+    detached: BTreeMap<PathBuf, OwnedFd>,
+}
+
+impl ImageMounts {
+    fn make(store: &Store, saved: &mut Saved, dir: &Path, bundled: bool) -> Result<Self, ContainerError> {
+        let (mut paths, mut detached) = (BTreeMap::new(), BTreeMap::new());
+        let spec = Arc::clone(&saved.spec);
+        for (number, mount) in spec.mounts.iter().enumerate() {
+            let MountSource::Image { image: wanted, sub_path } = &mount.source else { continue };
+            let name = wanted.image.clone();
+            let found = store.find(&name).map_err(|source| ContainerError::Image {
+                image: name.clone(),
+                source: Arc::new(source.into()),
+            })?;
+            let image = found.ok_or(ContainerError::NoImage(name))?;
+            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref()).map_err(|source| {
+                ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
+            })?;
+            let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
+            saved.mounted_images.insert(mount.container_path.clone(), reference);
+            let path = dir.join(IMAGES).join(number.to_string());
+            if bundled {
+                detached.insert(path.clone(), fd);
+            } else {
+                std::fs::create_dir_all(&path).map_err(|e| file_error("create directory", &path, e))?;
+                let attached = store.rootfs_attach(&fd, &path);
+                attached.map_err(|e| file_error("mount the image at", &path, io::Error::other(e)))?;
+            }
+            paths.insert(mount.container_path.clone(), path);
+        }
+        Ok(Self { paths, detached })
+    }
+
+    /// Gets hold of every mount source while the host's paths are in sight: the runtime is called in a mount namespace
+    /// that does not have them. `shm` is the one source that exists only there.
+    fn open_sources(
+        mut self,
+        sources: &[Option<PathBuf>],
+        shm: Option<&Path>,
+    ) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
+        let mut fds = Vec::new();
+        for (index, source) in sources.iter().enumerate() {
+            let Some(source) = source.as_deref().filter(|source| Some(*source) != shm) else { continue };
+            let fd = match self.detached.remove(source) {
+                Some(fd) => fd,
+                None => clone_tree(CWD, source, true).map_err(|e| file_error("open the mount source", source, e))?,
+            };
+            fds.push((index, fd));
+        }
+        Ok(fds)
+    }
+}
+
+/// Where images are mounted for a foreign runtime, in the bundle's directory.
+const IMAGES: &str = "images";
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> ContainerError {
+    ContainerError::File { action, path: path.to_owned(), source: Arc::new(source) }
 }
 
 /// Adds the bundle on disk and the sources of its mounts. Undone by [`Intended::fail`].
@@ -263,59 +393,23 @@ impl Bundled {
     }
 }
 
-/// Writes `config.json` and gets hold of every mount source while the host's paths are in sight.
-fn write_bundle(
-    dir: &Path,
-    bundle: &Bundle,
-    store: &crate::image::Store,
-    rootfs: &Rootfs,
-    mut image_mounts: Vec<(usize, OwnedFd)>,
-    bundled: bool,
-) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
-    let file = |action, path: &Path, source: io::Error| ContainerError::File {
-        action,
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
-    let root = dir.join("rootfs");
-    std::fs::create_dir_all(&root).map_err(|e| file("create directory", &root, e))?;
-    let config = dir.join("config.json");
-    let text = serde_json::to_vec(&bundle.spec).expect("an OCI spec has only string keys");
-    std::fs::write(&config, text).map_err(|e| file("write", &config, e))?;
-    if !bundled {
-        store.rootfs_attach(&rootfs.mount, &root).map_err(|e| file("mount the rootfs at", &root, io::Error::other(e)))?;
-        return Ok(Vec::new());
-    }
-    for (index, source) in bundle.mount_sources.iter().enumerate() {
-        let Some(source) = source else { continue };
-        let recursive = OpenTreeFlags::from_bits_retain(AtFlags::RECURSIVE.bits());
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive;
-        let fd = rustix::mount::open_tree(CWD, source, flags).map_err(|e| file("open the mount source", source, e.into()))?;
-        image_mounts.push((index, fd));
-    }
-    Ok(image_mounts)
-}
-
 /// Makes the directory of a log file (the kubelet does; crictl does not) and opens it.
 pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
-    let file = |action, path: &Path, source: io::Error| ContainerError::File {
-        action,
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
     let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-    std::fs::create_dir_all(directory).map_err(|e| file("create the log directory", directory, e))?;
-    let fd = std::fs::File::open(directory).map_err(|e| file("open the log directory", directory, e))?;
+    std::fs::create_dir_all(directory).map_err(|e| file_error("create the log directory", directory, e))?;
+    let fd = std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
     Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
 }
 
 /// Removes a bundle directory and what a foreign runtime had mounted there.
 pub(super) fn remove_bundle(dir: &Path) -> io::Result<()> {
-    let root: PathBuf = dir.join("rootfs");
-    match rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH) {
-        // Not a mount point, or not there.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
+    let images = std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
+    for mounted in images.chain([dir.join("rootfs")]) {
+        match rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH) {
+            // Not a mount point, or not there.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

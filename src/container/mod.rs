@@ -25,12 +25,14 @@ mod exec;
 mod exit;
 pub(crate) mod handler;
 mod reclaim;
+pub(crate) mod place;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod seccomp_default;
 pub(crate) mod spec;
 mod start;
 pub(crate) mod state;
+mod stats;
 pub(crate) mod status;
 mod stop;
 mod update;
@@ -46,13 +48,16 @@ use tokio::time::Instant;
 
 use crate::events::Bus;
 use crate::id::{ContainerId, PodId};
-use crate::image::Store;
+use crate::image::{RootfsError, Store, StoreError};
 use crate::monitor::client::{Monitor, MonitorError};
+use crate::stats::Sampler;
+use crate::sys::cgroup::CgroupError;
 use crate::task::Joined;
 use crate::units::UnixNanos;
 
 use bundle::BundleError;
 use handler::Handler;
+use place::PodPlace;
 use record::{ContainerRecord, Saved};
 use spec::{ContainerSpec, Resources};
 use state::{Denied, State};
@@ -64,7 +69,7 @@ pub(crate) struct Placement {
     pub monitor: Monitor,
     pub handler: Arc<Handler>,
     /// Namespaces, cgroup parent, files of the pod: what `bundle.rs` needs.
-    pub view: Arc<bundle::PodView>,
+    pub place: Arc<PodPlace>,
     /// Where log files go; `None` keeps no logs.
     pub log_directory: Option<PathBuf>,
 }
@@ -81,6 +86,7 @@ pub(crate) struct Container {
     removal: tokio::sync::Mutex<()>,
     /// The deadline of the stop in progress; later stops may only bring it forward.
     stopping: Mutex<Option<watch::Sender<Instant>>>,
+    sampler: Sampler,
 }
 
 /// What changes. Guarded by `Container::live`.
@@ -118,7 +124,12 @@ impl Container {
 
     fn record(&self) -> ContainerRecord {
         let live = self.live();
-        ContainerRecord { saved: self.saved.clone(), state: Some(live.state), pid: live.pid, resources: live.resources }
+        ContainerRecord {
+            saved: self.saved.clone(),
+            state: Some(live.state),
+            pid: live.pid,
+            resources: live.resources,
+        }
     }
 }
 
@@ -131,7 +142,9 @@ pub(crate) enum ContainerError {
     Ambiguous { prefix: String, matches: usize },
     #[error("cannot {verb} container {id}: {denied}")]
     Denied { verb: &'static str, id: String, denied: Denied },
-    #[error("container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first")]
+    #[error(
+        "container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first"
+    )]
     Exists { name: String, attempt: u32, pod: PodId, existing: ContainerId },
     #[error("image {0:?} is not present; pull it first")]
     NoImage(String),
@@ -139,7 +152,13 @@ pub(crate) enum ContainerError {
     Rootfs {
         name: String,
         #[source]
-        source: Arc<crate::image::StoreError>,
+        source: Arc<RootfsError>,
+    },
+    #[error("cannot use image {image:?}")]
+    Image {
+        image: String,
+        #[source]
+        source: Arc<StoreError>,
     },
     #[error("cannot make the OCI bundle of container {name:?}")]
     Bundle {
@@ -166,6 +185,12 @@ pub(crate) enum ContainerError {
         id: String,
         #[source]
         source: Arc<crate::records::RecordsError>,
+    },
+    #[error("cannot read what container {id} uses")]
+    Stats {
+        id: String,
+        #[source]
+        source: Arc<CgroupError>,
     },
     #[error("exec command is empty")]
     EmptyCommand,
@@ -196,7 +221,7 @@ struct Inner {
 pub(crate) struct Settings {
     /// The run directory; bundles are in `containers/ID` below it.
     pub run: PathBuf,
-    pub bundle: bundle::Settings,
+    pub host: bundle::Host,
     /// How long the OCI runtime may take for one command.
     pub runtime_timeout: std::time::Duration,
 }
@@ -229,11 +254,14 @@ impl Containers {
         if let Ok(id) = prefix.parse::<ContainerId>() {
             return table.by_id.get(&id).cloned().ok_or_else(|| ContainerError::NotFound(prefix.to_owned()));
         }
-        let mut found = table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
+        let mut found =
+            table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
         match (found.next(), found.count()) {
             (None, _) => Err(ContainerError::NotFound(prefix.to_owned())),
             (Some(container), 0) => Ok(Arc::clone(container)),
-            (Some(_), more) => Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 }),
+            (Some(_), more) => {
+                Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 })
+            }
         }
     }
 
@@ -267,6 +295,7 @@ impl Containers {
             gate: tokio::sync::Mutex::default(),
             removal: tokio::sync::Mutex::default(),
             stopping: Mutex::default(),
+            sampler: Sampler::default(),
         });
         self.publish(&container);
         container

@@ -25,7 +25,9 @@ impl Containers {
                 message = %String::from_utf8_lossy(&output.stderr).trim(),
                 "the runtime did not delete a container"
             ),
-            Ok(Err(error)) => tracing::warn!(runtime = %handler.path.display(), error = %error, "cannot run the runtime"),
+            Ok(Err(error)) => {
+                tracing::warn!(runtime = %handler.path.display(), error = %error, "cannot run the runtime")
+            }
             Err(_) => tracing::warn!(container = %container.id(), "the runtime did not answer in time"),
         }
     }

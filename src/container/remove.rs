@@ -27,7 +27,8 @@ impl Containers {
             if !this.table().by_id.contains_key(container.id()) {
                 return Ok(());
             }
-            let admission = container.live().state.admit(Request::Remove).map_err(denied("remove", container.id()))?;
+            let admission =
+                container.live().state.admit(Request::Remove).map_err(denied("remove", container.id()))?;
             if admission == Admission::KillFirst {
                 this.stop_container(&container, Duration::ZERO).await?;
             }

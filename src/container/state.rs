@@ -110,7 +110,9 @@ impl State {
             (Request::Exec | Request::ReopenLog, State::Running { .. }) => Ok(Proceed),
             (Request::Exec | Request::ReopenLog, State::Created) => Err(Denied::NotStarted),
             (Request::Update, State::Created | State::Running { .. }) => Ok(Proceed),
-            (Request::Exec | Request::ReopenLog | Request::Update, State::Exited(_)) => Err(Denied::NotRunning),
+            (Request::Exec | Request::ReopenLog | Request::Update, State::Exited(_)) => {
+                Err(Denied::NotRunning)
+            }
         }
     }
 

@@ -38,7 +38,8 @@ impl Containers {
         container: &Arc<Container>,
         grace: Duration,
     ) -> Result<(), ContainerError> {
-        let admission = container.live().state.admit(Request::Stop).map_err(denied("stop", container.id()))?;
+        let admission =
+            container.live().state.admit(Request::Stop).map_err(denied("stop", container.id()))?;
         if admission == Admission::AlreadyDone {
             return Ok(());
         }

@@ -1,17 +1,27 @@
 //! UpdateContainerResources and ReopenContainerLog.
 
+use std::sync::Arc;
+
 use super::spec::Resources;
 use super::state::Request;
 use super::{ContainerError, Containers, bundle, denied, monitor_error};
 
 impl Containers {
     /// Changes limits of a container: all of them or, on an error, none.
-    pub(crate) async fn update_resources(&self, prefix: &str, change: Resources) -> Result<(), ContainerError> {
+    pub(crate) async fn update_resources(
+        &self,
+        prefix: &str,
+        change: Resources,
+    ) -> Result<(), ContainerError> {
         let container = self.find(prefix)?;
         let _gate = container.gate.lock().await;
         container.live().state.admit(Request::Update).map_err(denied("update", container.id()))?;
         let merged = container.live().resources.merged(change);
-        let json = bundle::resources_json(&merged);
+        let limits = bundle::resources(&merged).map_err(|source| ContainerError::Bundle {
+            name: container.spec().name.clone(),
+            source: Arc::new(source),
+        })?;
+        let json = serde_json::to_string(&limits).expect("OCI resources have only string keys");
         let monitor = &container.placement.monitor;
         monitor.update(container.id().as_str(), json).await.map_err(monitor_error("update", &container))?;
         container.lock().resources = merged;
@@ -23,7 +33,9 @@ impl Containers {
         let container = self.find(prefix)?;
         let id = container.id();
         container.live().state.admit(Request::ReopenLog).map_err(denied("reopen the log of", id))?;
-        let Some(path) = &container.saved.log_path else { return Err(ContainerError::NoLog { id: id.to_string() }) };
+        let Some(path) = &container.saved.log_path else {
+            return Err(ContainerError::NoLog { id: id.to_string() });
+        };
         let log = super::create::open_log_directory(path)?;
         let monitor = &container.placement.monitor;
         monitor.reopen_log(id.as_str(), log).await.map_err(monitor_error("reopen the log of", &container))
@@ -62,7 +74,8 @@ mod tests {
     #[test]
     fn an_update_replaces_what_it_names_and_keeps_the_rest() {
         let old = Resources { cpu_shares: Some(2), cpuset_cpus: "0".into(), ..Resources::default() };
-        let change = Resources { memory_limit_bytes: Some(1 << 20), cpu_shares: Some(4), ..Resources::default() };
+        let change =
+            Resources { memory_limit_bytes: Some(1 << 20), cpu_shares: Some(4), ..Resources::default() };
         let expected = Resources {
             cpu_shares: Some(4),
             memory_limit_bytes: Some(1 << 20),

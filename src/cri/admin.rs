@@ -71,7 +71,8 @@ impl Admin for Operator {
             let message = format!("the network is in use by {pods} pods; remove them first");
             return Err(status(Kind::FailedPrecondition, message));
         }
-        let removed = self.all.pods.network().teardown().await.map_err(refused)?;
+        self.all.pods.network().teardown().await.map_err(refused)?;
+        let removed = vec!["the bridge with its addresses, routes and nftables table".to_owned()];
         Ok(Response::new(TeardownResponse { removed }))
     }
 }

@@ -289,7 +289,8 @@ impl RuntimeService for Runtime {
     ) -> Answer<UpdateRuntimeConfigResponse> {
         let subnets = pod_subnets(request.into_inner().runtime_config).map_err(refused)?;
         if !subnets.is_empty() {
-            self.all.pods.network().set_pod_subnets(subnets);
+            let told = self.all.pods.network().set_pod_cidr(&subnets).map_err(refused)?;
+            tracing::info!(?subnets, ?told, "the cluster gave this node its pod subnets");
         }
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }

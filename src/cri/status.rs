@@ -8,9 +8,11 @@ use tonic::{Code, Status};
 
 use super::from_proto::BadRequest;
 use crate::container::ContainerError;
+use crate::container::bundle::BundleError;
 use crate::image::pull::{PullError, PullErrorKind};
 use crate::image::reference::ReferenceError;
 use crate::image::{FindError, LoadError, StoreError};
+use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::pod::PodError;
 use crate::task::chain;
@@ -106,9 +108,9 @@ impl Refusal for PodError {
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::File { source, .. } => of_io(source),
             Self::Container(error) => error.kind(),
-            Self::Monitor { .. } | Self::Network { .. } | Self::Record { .. } | Self::Resources { .. } => {
-                Kind::Internal
-            }
+            Self::Monitor { source, .. } => source.kind(),
+            Self::Network { source, .. } => source.kind(),
+            Self::Record { .. } | Self::Resources { .. } | Self::Stats { .. } => Kind::Internal,
         }
     }
 }
@@ -122,9 +124,22 @@ impl Refusal for ContainerError {
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Kind::DeadlineExceeded,
             Self::File { source, .. } => of_io(source),
-            Self::Rootfs { .. } | Self::Bundle { .. } | Self::Monitor { .. } | Self::Record { .. } => {
-                Kind::Internal
-            }
+            Self::Monitor { source, .. } => source.kind(),
+            Self::Bundle { source, .. } => source.kind(),
+            Self::Image { source, .. } => source.kind(),
+            Self::Rootfs { .. } | Self::Record { .. } | Self::Stats { .. } => Kind::Internal,
+        }
+    }
+}
+
+/// A bundle is made from the request, the image and what the host has; all but reading a file is the request's.
+impl Refusal for BundleError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::MountSource { source, .. }
+            | Self::Device { source, .. }
+            | Self::SeccompRead { source, .. } => of_io(source),
+            _ => Kind::InvalidArgument,
         }
     }
 }
@@ -181,7 +196,27 @@ impl Refusal for LoadError {
 
 impl Refusal for NetworkError {
     fn kind(&self) -> Kind {
-        Kind::Internal
+        match self {
+            error if error.is_bad_request() => Kind::InvalidArgument,
+            error if error.is_exhausted() => Kind::ResourceExhausted,
+            Self::Config { .. } => Kind::InvalidArgument,
+            Self::NotInitialized => Kind::FailedPrecondition,
+            Self::Stopping => Kind::Unavailable,
+            Self::Bandwidth(_) | Self::Builtin(_) | Self::Cni(_) => Kind::Internal,
+        }
+    }
+}
+
+impl Refusal for MonitorError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Gone | Self::NoAnswer { .. } | Self::Connect { .. } => Kind::Unavailable,
+            Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
+            Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
+            Self::Timeout { .. } => Kind::DeadlineExceeded,
+            // Including a container that the monitor lost: NotFound would tell the kubelet that it never was.
+            _ => Kind::Internal,
+        }
     }
 }
 

@@ -65,11 +65,11 @@ pub(crate) enum ConfigError {
     #[error("{origin}: unknown table [{name}]; the nearest known one is [{nearest}]")]
     UnknownTable { origin: Origin, name: String, nearest: String },
     #[error("{origin}: unknown key {key} in [{table}]; the nearest known one is {nearest}")]
-    UnknownKey { origin: Origin, table: String, key: String, nearest: String },
+    UnknownKey { origin: Origin, table: Box<str>, key: Box<str>, nearest: Box<str> },
     #[error("{origin}: handler name {name:?} must be 1 to 63 lower-case letters, digits and inner dashes")]
     HandlerName { origin: Origin, name: String },
     #[error("{origin}: {key} = {value} in [{table}] must be {must}")]
-    BadValue { origin: Origin, table: String, key: String, value: String, must: String },
+    BadValue { origin: Origin, table: Box<str>, key: Box<str>, value: Box<str>, must: Box<str> },
 }
 
 impl Config {
@@ -98,6 +98,7 @@ impl Config {
     }
 
     /// The same from the text of one file, named `path` in errors.
+    #[cfg(test)]
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let mut sources = Sources::default();
         sources.merge(path, text)?;
@@ -197,12 +198,6 @@ impl Config {
         print_table(&mut text, "stream", &self.stream);
         text
     }
-
-    /// The state directory that a handler's OCI runtime is given as `--root`.
-    pub(crate) fn handler_root(&self, name: &str) -> Option<PathBuf> {
-        let handler = self.handlers.get(name)?;
-        Some(handler.root.clone().unwrap_or_else(|| self.server.run.join("oci").join(name)))
-    }
 }
 
 impl Default for Config {
@@ -224,15 +219,6 @@ impl Handler {
             Program::OnPath(name) => {
                 std::env::split_paths(search_path).map(|dir| dir.join(name)).find(executable)
             }
-        }
-    }
-
-    /// Whether this is our own sandbox, whose extensions may then be used.
-    pub(crate) fn is_bundled(&self) -> bool {
-        match &self.path {
-            Program::Default => true,
-            Program::At(path) => path.file_name() == Some(OsStr::new(BUNDLED_BINARY)),
-            Program::OnPath(name) => name == BUNDLED_BINARY,
         }
     }
 }
@@ -280,10 +266,10 @@ fn refuse_unknown(sources: &Sources) -> Result<(), ConfigError> {
             // A key that is right but in the wrong table is the more helpful hint.
             let elsewhere = known.iter().find(|(_, keys)| keys.iter().any(|known| known.name == key));
             let nearest = match elsewhere {
-                Some((table, _)) => format!("{key} in [{table}]"),
-                None => nearest(key, keys.iter().map(|known| known.name)).to_owned(),
+                Some((table, _)) => format!("{key} in [{table}]").into(),
+                None => nearest(key, keys.iter().map(|known| known.name)).into(),
             };
-            let (origin, table, key) = (raw.origin.clone(), name.clone(), key.clone());
+            let (origin, table, key) = (raw.origin.clone(), name.as_str().into(), key.as_str().into());
             return Err(ConfigError::UnknownKey { origin, table, key, nearest });
         }
     }
@@ -357,8 +343,6 @@ mod tests {
         assert_eq!(config.handlers["runc"].path, Program::OnPath("runc".into()));
         assert_eq!(config.stream.idle_timeout, Duration::from_secs(4 * 3600));
         assert_eq!(config.metrics.listen, None);
-        assert_eq!(config.handler_root("runc"), Some("/run/brig/oci/runc".into()));
-        assert!(config.handlers["brig"].is_bundled() && !config.handlers["runc"].is_bundled());
     }
 
     #[test]

@@ -9,9 +9,6 @@ mod notify;
 mod recover;
 mod setup;
 
-pub(crate) mod args;
-pub(crate) mod config;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -83,7 +80,7 @@ async fn run(config: Config) -> Result<(), DaemonError> {
     let grace = config.server.shutdown_grace;
     let node = setup::open(config).await?;
     recover::recover(&node).await?;
-    let server = crate::cri::bind(&node.config.server.listen, node.services())?;
+    let server = crate::cri::bind(&node.config.server.listen.0, node.services())?;
     notify::ready();
     tracing::info!(
         listen = %node.config.server.listen,

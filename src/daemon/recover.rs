@@ -137,16 +137,17 @@ async fn recover_container(node: &Node, pod: &Arc<Pod>, mut record: ContainerRec
 
 /// Removes what no record speaks of: half-made pods of before a reboot, their network, layers and directories.
 async fn collect_leftovers(node: &Node, _recorded: &HashSet<crate::id::PodId>) {
-    let live: Vec<_> = node.pods.list().iter().map(|pod| pod.id().clone()).collect();
-    if let Err(error) = node.pods.network().gc(&live).await {
-        tracing::warn!(error = %chain(&error), "cannot give back the network of pods that are gone; will try again");
+    let pods = node.pods.list();
+    let attached: Vec<_> = pods.iter().map(|pod| (pod.id().clone(), pod.live().link)).collect();
+    for error in node.pods.network().gc(&attached).await.failures {
+        tracing::warn!(error = %chain(&error), "cannot give back the network of a pod that is gone; the next start tries again");
     }
     let (store, ids) = (node.store.clone(), node.pods.containers().ids());
     if let Err(error) = blocking(move || store.gc(&ids)).await {
         tracing::warn!(error = %chain(&error), "cannot collect unused layers");
     }
     let run = node.config.server.run.clone();
-    let pods: HashSet<String> = live.iter().map(ToString::to_string).collect();
+    let pods: HashSet<String> = pods.iter().map(|pod| pod.id().to_string()).collect();
     let containers: HashSet<String> = node.pods.containers().ids().iter().map(ToString::to_string).collect();
     blocking(move || {
         remove_unknown(&run.join("pods"), &pods, "shm");

@@ -13,9 +13,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::config::{self, CgroupDriver, Config, LogFormat, Program};
 use crate::container::handler::Handler;
 use crate::container::{self, Containers};
+use crate::cri::{About, Services};
 use crate::events::Bus;
 use crate::image::pull::{PullConfig, Puller};
-use crate::image::{Store, StoreError};
+use crate::image::{Limits, Store, StoreError};
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
@@ -70,7 +71,8 @@ pub(crate) enum SetupError {
 
 /// Starts the log on standard error.
 pub(super) fn log(server: &config::Server) {
-    let filter = EnvFilter::builder().parse_lossy(format!("brig={level},{level}", level = server.log_level.as_str()));
+    let filter =
+        EnvFilter::builder().parse_lossy(format!("brig={level},{level}", level = server.log_level.as_str()));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match server.log_format {
         LogFormat::Text => log.with_ansi(false).finish().init(),
@@ -86,8 +88,12 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     }
     let locks = [lock(&root)?, lock(&run)?];
     let store = {
-        let path = root.clone();
-        blocking(move || Store::open(&path).map_err(|source| SetupError::Store { path, source })).await?
+        let (path, limits) = (
+            root.clone(),
+            Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() },
+        );
+        blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source }))
+            .await?
     };
     let records = {
         let path = run.join("records");
@@ -112,12 +118,13 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         subnets: config.network.subnets.clone(),
         mtu: (config.network.mtu != 0).then_some(config.network.mtu),
         state_dir: run.join("network"),
+        ..NetworkConfig::default()
     })
     .map_err(SetupError::Network)?;
     let puller = Puller::new(
         store.clone(),
         PullConfig {
-            certs_d: config.registries.certs_dir.clone(),
+            certs_dirs: config.registries.certs_dir.clone(),
             auth_files: config.images.auth_files.clone(),
             parallel_layers: config.images.parallel_layers as usize,
             stall_timeout: config.images.stall_timeout,
@@ -131,12 +138,10 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         bus.clone(),
         container::Settings {
             run: run.clone(),
-            bundle: container::bundle::Settings {
-                seccomp_root: config.runtime.seccomp_root.clone(),
-                pids_limit: config.runtime.pids_limit,
-                ulimits: config.runtime.default_ulimits.clone(),
-                ..Default::default()
-            },
+            host: container::bundle::Host::detect(
+                config.runtime.seccomp_root.clone(),
+                (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
+            ),
             runtime_timeout: config.runtime.create_timeout,
         },
     );
@@ -154,7 +159,34 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             shm_size: config.runtime.shm_size,
         },
     );
-    Ok(Node { config: Arc::new(config), store, puller, pods, pod_records, container_records, bus, _locks: locks })
+    Ok(Node {
+        config: Arc::new(config),
+        store,
+        puller,
+        pods,
+        pod_records,
+        container_records,
+        bus,
+        _locks: locks,
+    })
+}
+
+impl Node {
+    /// What the gRPC edge works on.
+    pub(super) fn services(&self) -> Services {
+        Services {
+            about: About {
+                root: self.config.server.root.clone(),
+                run: self.config.server.run.clone(),
+                systemd_cgroups: self.config.runtime.cgroup_driver == CgroupDriver::Systemd,
+                toml: self.config.to_toml(),
+            },
+            pods: self.pods.clone(),
+            store: self.store.clone(),
+            puller: self.puller.clone(),
+            bus: self.bus.clone(),
+        }
+    }
 }
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.

@@ -9,8 +9,8 @@
 //! The registry has to serve the manifest to *these* credentials before any layer that the store already has is
 //! reused, so an image on the node is no way around its registry's permissions. Pulls of the same reference with the
 //! same credentials for the same platform are one flight: whoever asks joins, whoever goes away leaves, and when all
-//! have left the flight is cancelled. A cancelled or failed flight has put nothing into the store: layers without an
-//! image are the store's to drop. Two flights that want the same layer unpack it once.
+//! have left the flight is cancelled. A cancelled or failed flight leaves nothing in the store: half-made layers are undone
+//! by the store, finished ones are collected. Two flights that want the same layer unpack it once.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -160,7 +160,20 @@ impl PullError {
     pub(crate) fn kind(&self) -> PullErrorKind {
         let source = match self {
             Self::Registry { source, .. } => source,
-            Self::Layer { .. } => return PullErrorKind::BadLayer,
+            Self::Layer { source, .. } => {
+                return match **source {
+                    UnpackError::TooLong { .. }
+                    | UnpackError::TooShort { .. }
+                    | UnpackError::WrongDigest { .. }
+                    | UnpackError::WrongDiffId { .. } => PullErrorKind::Verification,
+                    UnpackError::Io { .. } => PullErrorKind::Local,
+                    UnpackError::Read { .. }
+                    | UnpackError::Decompress { .. }
+                    | UnpackError::TooLarge { .. }
+                    | UnpackError::Bomb { .. }
+                    | UnpackError::Entry { .. } => PullErrorKind::BadLayer,
+                };
+            }
             Self::NoSpace { .. } => return PullErrorKind::NoSpace,
             Self::Cancelled { .. } => return PullErrorKind::Cancelled,
             Self::Store { .. } | Self::Internal { .. } => return PullErrorKind::Local,
@@ -271,6 +284,9 @@ impl Puller {
         let span = tracing::info_span!("pull", reference = %key.reference);
         let task = async move {
             let result = inner.fly(&key, &running).await;
+            if result.is_err() {
+                inner.sweep().await;
+            }
             let mut flights = inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
             // A cancelled flight may already have a successor.
             if flights.get(&key).is_some_and(|current| Arc::ptr_eq(current, &running)) {
@@ -442,6 +458,17 @@ impl Inner {
         })
     }
 
+    /// Removes the layers that a failed pull had finished. What other pulls have leased stays.
+    async fn sweep(&self) {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.collect()).await {
+            Ok(Ok(())) => {}
+            // The pull's own error is the one to report; what is left is collected with the next removal or start.
+            Ok(Err(error)) => tracing::warn!(%error, "layers of a failed pull stay for now"),
+            Err(panic) => tracing::warn!(%panic, "layers of a failed pull stay for now"),
+        }
+    }
+
     /// The lock of everybody who wants to unpack this layer.
     fn layer_lock(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -611,7 +638,10 @@ impl Read for ChannelReader {
                 Some(Message::End) => self.ended = true,
                 // Not an end of file: a layer that looks whole must never come of half a download.
                 None => {
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download was given up"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the download was given up",
+                    ));
                 }
             }
         }

@@ -16,8 +16,8 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::wire::{
-    self, ContainerState, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request, Runtime,
-    ToMonitor, WireError,
+    self, ContainerState, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request,
+    Runtime, ToMonitor, WireError,
 };
 use crate::sys::{signal, socket};
 use crate::units::Bytes;
@@ -229,8 +229,19 @@ impl Monitor {
     }
 
     pub(crate) async fn create(&self, create: CreateRequest) -> Result<Created, MonitorError> {
-        let CreateRequest { id, runtime, bundle, log, terminal, stdin, stdin_once, cgroup, rootfs, mounts, timeout } =
-            create;
+        let CreateRequest {
+            id,
+            runtime,
+            bundle,
+            log,
+            terminal,
+            stdin,
+            stdin_once,
+            cgroup,
+            rootfs,
+            mounts,
+            timeout,
+        } = create;
         let request = Request::Create(Create {
             container: id.clone(),
             runtime,
@@ -244,8 +255,12 @@ impl Monitor {
             mounts: mounts.iter().map(|(index, _)| *index).collect(),
             timeout_ms: millis(timeout),
         });
-        let fds: Vec<OwnedFd> =
-            log.map(|log| log.directory).into_iter().chain(rootfs).chain(mounts.into_iter().map(|(_, fd)| fd)).collect();
+        let fds: Vec<OwnedFd> = log
+            .map(|log| log.directory)
+            .into_iter()
+            .chain(rootfs)
+            .chain(mounts.into_iter().map(|(_, fd)| fd))
+            .collect();
         match self.ask("create", request, &fds, timeout + ANSWER_MARGIN).await? {
             (Reply::Created(created), _) => Ok(created),
             other => Err(unexpected("create", &id, other.0)),
@@ -261,7 +276,13 @@ impl Monitor {
     pub(crate) async fn kill(&self, id: &str, signal: &str, all: bool) -> Result<(), MonitorError> {
         let number = signal::parse(signal).ok_or_else(|| MonitorError::BadSignal(signal.to_owned()))?;
         let timeout_ms = millis(RUNTIME_WAIT);
-        self.done("kill", id, Request::Kill { container: id.to_owned(), signal: number, all, timeout_ms }, &[]).await
+        self.done(
+            "kill",
+            id,
+            Request::Kill { container: id.to_owned(), signal: number, all, timeout_ms },
+            &[],
+        )
+        .await
     }
 
     /// Kills what runs, removes what the runtime keeps, forgets the container.
@@ -273,7 +294,8 @@ impl Monitor {
     /// `resources` is OCI LinuxResources as JSON.
     pub(crate) async fn update(&self, id: &str, resources: String) -> Result<(), MonitorError> {
         let timeout_ms = millis(RUNTIME_WAIT);
-        self.done("update", id, Request::Update { container: id.to_owned(), resources, timeout_ms }, &[]).await
+        self.done("update", id, Request::Update { container: id.to_owned(), resources, timeout_ms }, &[])
+            .await
     }
 
     pub(crate) async fn reopen_log(&self, id: &str, log: LogTarget) -> Result<(), MonitorError> {
@@ -334,11 +356,11 @@ impl Monitor {
             start_timeout_ms: millis(RUNTIME_WAIT),
         });
         let (over, _) = watch::channel(false);
-        let outputs = async {
-            tokio::join!(collect(out, cap, over.subscribe()), collect(err, cap, over.subscribe()))
-        };
+        let outputs =
+            async { tokio::join!(collect(out, cap, over.subscribe()), collect(err, cap, over.subscribe())) };
         let run = async {
-            let started = self.ask("exec", request, &[out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
+            let started =
+                self.ask("exec", request, &[out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
             let end = match started {
                 Ok((Reply::ExecStarted { .. }, _)) => ended.await.map_err(|_| MonitorError::Gone),
                 Ok((other, _)) => Err(unexpected("exec", id, other)),

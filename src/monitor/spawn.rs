@@ -116,7 +116,9 @@ impl SmallMountNamespace {
         // unshare(2) affects the calling thread alone, and the thread ends with this.
         std::thread::scope(|scope| {
             let built = scope.spawn(|| build(needed)).join();
-            built.unwrap_or_else(|_| Err(io::Error::other("the thread that makes the mount namespace panicked")))
+            built.unwrap_or_else(|_| {
+                Err(io::Error::other("the thread that makes the mount namespace panicked"))
+            })
         })
     }
 }

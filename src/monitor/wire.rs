@@ -114,24 +114,56 @@ pub(crate) struct ToMonitor {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(crate) enum Request {
     /// Everything the monitor knows; the first request of a reconnecting daemon.
-    Status { version: u32 },
+    Status {
+        version: u32,
+    },
     Create(Create),
-    Start { container: String, timeout_ms: u64 },
+    Start {
+        container: String,
+        timeout_ms: u64,
+    },
     /// `signal` is a number. `all` reaches every process of the container, not only its first.
-    Kill { container: String, signal: i32, all: bool, timeout_ms: u64 },
+    Kill {
+        container: String,
+        signal: i32,
+        all: bool,
+        timeout_ms: u64,
+    },
     /// Kills what runs, removes what the runtime keeps, forgets the container.
-    Delete { container: String, timeout_ms: u64 },
-    Pause { container: String, timeout_ms: u64 },
-    Resume { container: String, timeout_ms: u64 },
+    Delete {
+        container: String,
+        timeout_ms: u64,
+    },
+    Pause {
+        container: String,
+        timeout_ms: u64,
+    },
+    Resume {
+        container: String,
+        timeout_ms: u64,
+    },
     /// `resources` is OCI LinuxResources as JSON text.
-    Update { container: String, resources: String, timeout_ms: u64 },
+    Update {
+        container: String,
+        resources: String,
+        timeout_ms: u64,
+    },
     /// Descriptor: the log's directory.
-    ReopenLog { container: String, name: String },
+    ReopenLog {
+        container: String,
+        name: String,
+    },
     Exec(Exec),
     /// Kills the whole tree of an exec.
-    ExecKill { exec: String },
+    ExecKill {
+        exec: String,
+    },
     /// Of a container with a terminal.
-    Resize { container: String, columns: u16, rows: u16 },
+    Resize {
+        container: String,
+        columns: u16,
+        rows: u16,
+    },
     /// Ends the monitor; refused while it has containers.
     Shutdown,
     /// A request of a newer daemon.
@@ -204,7 +236,9 @@ pub(crate) enum Reply {
     Ready(Ready),
     Done,
     Created(Created),
-    ExecStarted { pid: i32 },
+    ExecStarted {
+        pid: i32,
+    },
     Status(Status),
     Failed(Failure),
     #[serde(other)]
@@ -217,15 +251,28 @@ pub(crate) enum Reply {
 pub(crate) enum Failure {
     NoSuchContainer,
     /// The container exists but is not in the state that the request needs.
-    WrongState { state: ContainerState },
+    WrongState {
+        state: ContainerState,
+    },
     /// The OCI runtime said no. `stage` is its subcommand.
-    Runtime { stage: String, message: String },
+    Runtime {
+        stage: String,
+        message: String,
+    },
     /// The OCI runtime was killed because it took too long.
-    Timeout { stage: String, after_ms: u64 },
+    Timeout {
+        stage: String,
+        after_ms: u64,
+    },
     /// A system call of the monitor failed.
-    System { action: String, message: String },
+    System {
+        action: String,
+        message: String,
+    },
     /// The request itself makes no sense.
-    Invalid { message: String },
+    Invalid {
+        message: String,
+    },
     /// A request of a newer daemon.
     Unsupported,
     /// A failure of a newer monitor.
@@ -255,7 +302,12 @@ pub(crate) enum Event {
         /// Nanoseconds since the epoch.
         finished_at: i64,
     },
-    ExecExited { exec: String, code: i32, signal: i32, timed_out: bool },
+    ExecExited {
+        exec: String,
+        code: i32,
+        signal: i32,
+        timed_out: bool,
+    },
     #[serde(other)]
     Unknown,
 }
@@ -307,7 +359,9 @@ pub(crate) struct Exit {
 /// Why a stream is not ours to read on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
-    #[error("cannot send a frame of {bytes} bytes and {fds} descriptors; at most {FRAME_MAX} and {FDS_MAX} fit")]
+    #[error(
+        "cannot send a frame of {bytes} bytes and {fds} descriptors; at most {FRAME_MAX} and {FDS_MAX} fit"
+    )]
     TooLarge { bytes: usize, fds: usize },
     #[error("a frame claims {bytes} bytes and {fds} descriptors; at most {FRAME_MAX} and {FDS_MAX} fit")]
     BadHeader { bytes: usize, fds: usize },
@@ -320,7 +374,8 @@ pub(crate) enum WireError {
 /// A whole frame, ready to be sent with `fds` descriptors.
 pub(crate) fn encode(message: &impl Serialize, fds: usize) -> Result<Vec<u8>, WireError> {
     let mut frame = vec![0; HEADER];
-    serde_json::to_writer(&mut frame, message).expect("messages have only string keys and writing to memory works");
+    serde_json::to_writer(&mut frame, message)
+        .expect("messages have only string keys and writing to memory works");
     let bytes = frame.len() - HEADER;
     if bytes > FRAME_MAX || fds > FDS_MAX {
         return Err(WireError::TooLarge { bytes, fds });
@@ -350,7 +405,8 @@ impl Decoder {
             return Ok(None);
         };
         let number = |at: usize| {
-            u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes of an eight byte header")) as usize
+            u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes of an eight byte header"))
+                as usize
         };
         let (bytes, fds) = (number(0), number(4));
         if bytes > FRAME_MAX || fds > FDS_MAX {

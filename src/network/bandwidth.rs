@@ -34,7 +34,9 @@ impl Bandwidth {
                 let value = value.clone();
                 match quantity(&value) {
                     None => Err(BandwidthError::NotAQuantity { key, value }),
-                    Some(bits) if (BITS_MIN as f64..=BITS_MAX as f64).contains(&bits) => Ok(Some(bits as u64)),
+                    Some(bits) if (BITS_MIN as f64..=BITS_MAX as f64).contains(&bits) => {
+                        Ok(Some(bits as u64))
+                    }
                     Some(_) => Err(BandwidthError::OutOfRange { key, value }),
                 }
             }
@@ -82,9 +84,14 @@ mod tests {
 
     #[test]
     fn quantities_are_read_as_kubernetes_writes_them() {
-        for (text, bits) in
-            [("10M", 10_000_000), ("1Gi", 1 << 30), ("1.5k", 1500), ("1e6", 1_000_000), ("2000", 2000), ("1P", BITS_MAX)]
-        {
+        for (text, bits) in [
+            ("10M", 10_000_000),
+            ("1Gi", 1 << 30),
+            ("1.5k", 1500),
+            ("1e6", 1_000_000),
+            ("2000", 2000),
+            ("1P", BITS_MAX),
+        ] {
             assert_eq!(ingress(text), Ok(Some(bits)), "{text}");
         }
         for text in ["", "M", "10MB", "-5M", "1e", "1e999", "NaN", "inf", "1..2", " 1M", "ten"] {

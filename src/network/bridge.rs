@@ -11,18 +11,22 @@
 //! for pods with host ports. What is known lies in memory; what must outlive the daemon is the kernel's own state, the
 //! address records (`ipam.rs`) and the pods' [`Link`](super::Link)s.
 //!
-//! Everything here blocks, for about a millisecond.
+//! Everything here blocks, for about a millisecond. Two things the kernel makes slow are kept off that path. Deleting a
+//! link waits for a grace period of RCU (`rcu_barrier` in `netdev_run_todo`: 28 ms were measured), so a thread does it
+//! after detach has returned; the address stays taken until it is done. And closing an nftables socket waits for the
+//! memory of deleted elements (`nft_rcv_nl_event`: 20 ms), so one socket stays open.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 
 use super::bandwidth::Bandwidth;
+use super::conntrack;
 use super::ipam::{self, Ipam, IpamError};
 use super::links::{self, POD_INTERFACE, Veth};
 use super::netlink::{NetlinkError, Socket};
@@ -54,11 +58,20 @@ pub(crate) enum BridgeError {
     )]
     SubnetInUse { subnet: IpNet, bridge: String, route: IpNet, interface: String },
     #[error("write {value} to {}", .path.display())]
-    Sysctl { path: PathBuf, value: &'static str, #[source] source: io::Error },
+    Sysctl {
+        path: PathBuf,
+        value: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("interface {0} vanished while it was set up")]
     Vanished(String),
     #[error("{cause}; and undoing it failed: {cleanup}")]
-    NotUndone { #[source] cause: Box<Self>, cleanup: Box<Self> },
+    NotUndone {
+        #[source]
+        cause: Box<Self>,
+        cleanup: Box<Self>,
+    },
 }
 
 /// What a pod asks of the built-in network.
@@ -85,6 +98,16 @@ pub(super) struct Builtin {
     mtu: Option<u32>,
     addresses_dir: PathBuf,
     state: Mutex<State>,
+    unplugging: Mutex<Unplugging>,
+    unplugged: Condvar,
+}
+
+/// Pods whose links are still to be deleted. At most as many as there were pods.
+#[derive(Debug, Default)]
+struct Unplugging {
+    queue: VecDeque<PodId>,
+    /// Whether a thread works on the queue. It ends when there is nothing left.
+    busy: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +118,8 @@ struct State {
     /// Loaded at the first use.
     ipam: Option<Ipam>,
     ports: Ports,
+    /// Opened at the first use; see the module's text for why it stays open.
+    nft: Option<Socket>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -106,17 +131,23 @@ struct Ready {
 impl Builtin {
     /// Touches nothing yet.
     pub(super) fn new(bridge: String, subnets: Vec<IpNet>, mtu: Option<u32>, addresses_dir: PathBuf) -> Self {
-        let state = Mutex::new(State { subnets, ready: None, ipam: None, ports: Ports::default() });
-        Self { bridge, mtu, addresses_dir, state }
+        let state = State { subnets, ready: None, ipam: None, ports: Ports::default(), nft: None };
+        Self {
+            bridge,
+            mtu,
+            addresses_dir,
+            state: Mutex::new(state),
+            unplugging: Mutex::default(),
+            unplugged: Condvar::new(),
+        }
     }
 
     /// Attaches one pod, or changes nothing.
     pub(super) fn attach(&self, wanted: &Wanted<'_>) -> Result<Attached, BridgeError> {
         match self.attach_once(wanted) {
-            // The bridge was deleted behind our back: make it again, once.
-            Err(BridgeError::Netlink(err)) if err.errno() == Some(rustix::io::Errno::NODEV) => {
+            // The bridge was deleted behind our back: make it again, once. The kernel's errno for a missing one varies.
+            Err(BridgeError::Netlink(err)) if self.forget_missing_bridge() => {
                 self.undo(wanted.pod, err.into(), |_| ())?;
-                self.lock().ready = None;
                 self.attach_once(wanted)
             }
             other => other,
@@ -124,8 +155,25 @@ impl Builtin {
         .or_else(|cause| self.undo(wanted.pod, cause, Err)?)
     }
 
-    fn undo<T>(&self, pod: &PodId, cause: BridgeError, done: impl FnOnce(BridgeError) -> T) -> Result<T, BridgeError> {
-        match self.detach(pod) {
+    /// Whether the bridge is gone, which is then forgotten.
+    fn forget_missing_bridge(&self) -> bool {
+        let mut state = self.lock();
+        let Some(ready) = state.ready else { return false };
+        let found = Socket::route().and_then(|mut host| links::find(&mut host, &self.bridge));
+        let gone = found.is_ok_and(|link| link.is_none_or(|link| link.index != ready.index));
+        if gone {
+            state.ready = None;
+        }
+        gone
+    }
+
+    fn undo<T>(
+        &self,
+        pod: &PodId,
+        cause: BridgeError,
+        done: impl FnOnce(BridgeError) -> T,
+    ) -> Result<T, BridgeError> {
+        match self.detach_now(pod) {
             Ok(()) => Ok(done(cause)),
             Err(cleanup) => {
                 Err(BridgeError::NotUndone { cause: Box::new(cause), cleanup: Box::new(cleanup) })
@@ -172,36 +220,99 @@ impl Builtin {
                 links::limit_rate(&mut inside, eth0.index, bits)?;
             }
             if let Some(bits) = wanted.bandwidth.ingress {
-                let port = links::find(&mut host, &veth)?.ok_or_else(|| BridgeError::Vanished(veth.clone()))?;
+                let port =
+                    links::find(&mut host, &veth)?.ok_or_else(|| BridgeError::Vanished(veth.clone()))?;
                 links::limit_rate(&mut host, port.index, bits)?;
             }
             Ok::<(), BridgeError>(())
         };
         netns::within(netns.as_fd(), plug)??;
         if !ports.is_empty() {
-            let state = self.lock();
-            let table = nft::Table { bridge: &self.bridge, subnets: &state.subnets };
-            match table.add(&ports) {
+            let mut state = self.lock();
+            match self.nft(&mut state, |table, socket, _| table.add(socket, &ports)) {
                 // Somebody flushed the whole ruleset: ours comes back with every pod's ports.
-                Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => table.replace(&state.ports.all())?,
+                Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => {
+                    self.replace_table(&mut state)?
+                }
                 other => other?,
             }
+            let forgotten =
+                self.nft(&mut state, |_, socket, _| conntrack::forget_flows_to_ports(socket, &ports));
+            log_unforgotten(forgotten);
         }
         Ok(Attached { addresses, veth, ports })
     }
 
-    /// Takes back all a pod has; a pod that has nothing is fine. Goes on after a failure and returns the first.
-    pub(super) fn detach(&self, pod: &PodId) -> Result<(), BridgeError> {
-        let mut state = self.lock();
-        let unmapped = self.unmap(&mut state, pod);
-        drop(state);
-        let unplugged = Socket::route().and_then(|mut host| links::delete(&mut host, &veth_name(pod)));
-        // The address is free only when nothing uses it any more.
-        let released = match unplugged {
-            Ok(_) => self.ipam(&mut self.lock()).and_then(|ipam| Ok(ipam.release(pod)?)),
-            Err(_) => Ok(()),
-        };
-        unmapped.and(unplugged.map(|_| ()).map_err(BridgeError::from)).and(released)
+    /// Takes back all a pod has; a pod that has nothing is fine. Its host ports are gone when this returns, its link
+    /// and addresses soon after: see [`Self::settle`].
+    pub(super) fn detach(self: &Arc<Self>, pod: &PodId) -> Result<(), BridgeError> {
+        self.unmap(&mut self.lock(), pod)?;
+        if !self.addresses_dir.exists() && self.lock().ready.is_none() {
+            return Ok(());
+        }
+        let mut unplugging = self.unplugging.lock().unwrap_or_else(PoisonError::into_inner);
+        if !unplugging.queue.contains(pod) {
+            unplugging.queue.push_back(pod.clone());
+        }
+        if unplugging.busy {
+            return Ok(());
+        }
+        unplugging.busy = true;
+        drop(unplugging);
+        let worker = self.clone();
+        // A thread starts in the network namespace of the one that started it.
+        let started =
+            std::thread::Builder::new().name("unplug".to_owned()).spawn(move || worker.unplug_queue());
+        if started.is_err() {
+            self.unplug_queue();
+        }
+        Ok(())
+    }
+
+    /// Deletes the links of the queue's pods, one after the other, until none is left.
+    fn unplug_queue(&self) {
+        loop {
+            let next = {
+                let mut unplugging = self.unplugging.lock().unwrap_or_else(PoisonError::into_inner);
+                let next = unplugging.queue.front().cloned();
+                if next.is_none() {
+                    unplugging.busy = false;
+                    self.unplugged.notify_all();
+                }
+                next
+            };
+            let Some(pod) = next else { return };
+            if let Err(err) = self.unplug(&pod) {
+                // The address stays taken, so nobody suffers; the next sweep tries again.
+                let cause = std::error::Error::source(&err).map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(%pod, "the pod's link remains: {err}: {cause}");
+            }
+            let mut unplugging = self.unplugging.lock().unwrap_or_else(PoisonError::into_inner);
+            unplugging.queue.pop_front();
+        }
+    }
+
+    /// Waits until the links of all detached pods are gone.
+    pub(super) fn settle(&self) {
+        let unplugging = self.unplugging.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel ends every deletion, so this ends.
+        drop(self.unplugged.wait_while(unplugging, |unplugging| unplugging.busy));
+    }
+
+    /// As [`Self::detach`], with nothing left when it returns. Goes on after a failure and returns the first.
+    fn detach_now(&self, pod: &PodId) -> Result<(), BridgeError> {
+        let unmapped = self.unmap(&mut self.lock(), pod);
+        let unplugged = self.unplug(pod);
+        unmapped.and(unplugged)
+    }
+
+    fn unplug(&self, pod: &PodId) -> Result<(), BridgeError> {
+        links::delete(&mut Socket::route()?, &veth_name(pod))?;
+        // The addresses are free only now that nothing uses them. Without a directory none was ever given out.
+        if !self.addresses_dir.exists() {
+            return Ok(());
+        }
+        Ok(self.ipam(&mut self.lock())?.release(pod)?)
     }
 
     fn unmap(&self, state: &mut State, pod: &PodId) -> Result<(), BridgeError> {
@@ -209,11 +320,12 @@ impl Builtin {
         if ports.is_empty() {
             return Ok(());
         }
-        let table = nft::Table { bridge: &self.bridge, subnets: &state.subnets };
-        match table.remove(&ports) {
+        let removed = self.nft(state, |table, socket, _| table.remove(socket, &ports));
+        log_unforgotten(self.nft(state, |_, socket, _| conntrack::forget_flows_of_pod(socket, &ports)));
+        match removed {
             // An attach that failed had not added them, or the table is gone. What remains is put right as a whole.
             Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => match state.ready {
-                Some(_) => Ok(table.replace(&state.ports.all())?),
+                Some(_) => self.replace_table(state),
                 None => Ok(()),
             },
             Ok(()) => Ok(()),
@@ -225,6 +337,45 @@ impl Builtin {
         }
     }
 
+    /// One transaction on the open socket; after a failure the next one gets a new socket, without stale answers.
+    fn nft(
+        &self,
+        state: &mut State,
+        work: impl FnOnce(&nft::Table<'_>, &mut Socket, &Ports) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
+        let mut socket = match state.nft.take() {
+            Some(socket) => socket,
+            None => Socket::netfilter()?,
+        };
+        let table = nft::Table { bridge: &self.bridge, subnets: &state.subnets };
+        work(&table, &mut socket, &state.ports)?;
+        state.nft = Some(socket);
+        Ok(())
+    }
+
+    /// Puts the rules back when somebody flushed them. Costs one message when they are there.
+    pub(super) fn heal(&self) -> Result<(), BridgeError> {
+        let mut state = self.lock();
+        if state.ready.is_none() {
+            return Ok(());
+        }
+        let mut there = true;
+        self.nft(&mut state, |table, socket, _| {
+            there = table.exists(socket)?;
+            Ok(())
+        })?;
+        if !there {
+            tracing::warn!("the nftables rules of bridge {} were deleted; they are put back", self.bridge);
+            self.replace_table(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the table anew with the host ports of all pods.
+    fn replace_table(&self, state: &mut State) -> Result<(), BridgeError> {
+        Ok(self.nft(state, |table, socket, ports| table.replace(socket, &ports.all()))?)
+    }
+
     /// Whether the pod's bridge port is there and the table is as it should be.
     pub(super) fn check(&self, pod: &PodId, held: &[HostPort]) -> Result<(), BridgeError> {
         let mut host = Socket::route()?;
@@ -233,8 +384,13 @@ impl Builtin {
             return Err(BridgeError::Vanished(veth));
         }
         if !held.is_empty() {
-            let state = self.lock();
-            nft::Table { bridge: &self.bridge, subnets: &state.subnets }.add(held)?;
+            let mut state = self.lock();
+            match self.nft(&mut state, |table, socket, _| table.add(socket, held)) {
+                Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => {
+                    self.replace_table(&mut state)?
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -244,6 +400,7 @@ impl Builtin {
         &self,
         live: impl Iterator<Item = (&'a PodId, &'a [IpAddr], &'a [HostPort])>,
     ) -> Result<Swept, BridgeError> {
+        self.settle();
         let mut state = self.lock();
         let mut pods = BTreeSet::new();
         for (pod, addresses, ports) in live {
@@ -269,7 +426,7 @@ impl Builtin {
                 }
             }
             // Ports of dead pods go, and what a flush took comes back.
-            nft::Table { bridge: &self.bridge, subnets: &state.subnets }.replace(&state.ports.all())?;
+            self.replace_table(&mut state)?;
         }
         if self.addresses_dir.exists() {
             let ipam = self.ipam(&mut state)?;
@@ -284,11 +441,12 @@ impl Builtin {
     /// Deletes the bridge with its ports, the table and the address records. Forwarding stays as it is: others may
     /// have come to rely on it.
     pub(super) fn teardown(&self) -> Result<(), BridgeError> {
+        self.settle();
         let mut state = self.lock();
         state.ready = None;
         state.ipam = None;
         state.ports = Ports::default();
-        nft::Table { bridge: &self.bridge, subnets: &state.subnets }.delete()?;
+        self.nft(&mut state, |table, socket, _| table.delete(socket))?;
         let mut host = Socket::route()?;
         if let Some(bridge) = links::find(&mut host, &self.bridge)?.filter(|link| link.is_bridge) {
             for link in links::all(&mut host)? {
@@ -351,10 +509,16 @@ impl Builtin {
             if let Some((route, through)) = links::route_within(&mut host, subnet, index)? {
                 let interface = links::all(&mut host)?.into_iter().find(|link| link.index == through);
                 let interface = interface.map_or_else(|| format!("interface {through}"), |link| link.name);
-                return Err(BridgeError::SubnetInUse { subnet: *subnet, bridge: name.clone(), route, interface });
+                return Err(BridgeError::SubnetInUse {
+                    subnet: *subnet,
+                    bridge: name.clone(),
+                    route,
+                    interface,
+                });
             }
         }
-        let addresses: Vec<(IpAddr, IpNet)> = state.subnets.iter().map(|net| (ipam::gateway(net), *net)).collect();
+        let addresses: Vec<(IpAddr, IpNet)> =
+            state.subnets.iter().map(|net| (ipam::gateway(net), *net)).collect();
         let ready = match existing {
             Some(link) => Ready { index: link.index, mtu: self.mtu.unwrap_or(link.mtu) },
             None => {
@@ -363,12 +527,13 @@ impl Builtin {
                     None => links::uplink_mtu(&mut host)?.unwrap_or(MTU_DEFAULT),
                 };
                 links::make_bridge(&mut host, name, links::mac_of(addresses[0].0), mtu)?;
-                let made = links::find(&mut host, name)?.ok_or_else(|| BridgeError::Vanished(name.clone()))?;
+                let made =
+                    links::find(&mut host, name)?.ok_or_else(|| BridgeError::Vanished(name.clone()))?;
                 Ready { index: made.index, mtu }
             }
         };
         // The guard chain stands before route_localnet opens what it guards.
-        nft::Table { bridge: name, subnets: &state.subnets }.replace(&state.ports.all())?;
+        self.replace_table(state)?;
         quieten_ipv6(name, addresses.iter().any(|(ip, _)| ip.is_ipv6()))?;
         links::bring_up(&mut host, name, ready.index, &addresses)?;
         enable_forwarding(name, &addresses)?;
@@ -409,6 +574,13 @@ fn quieten_ipv6(interface: &str, has_v6: bool) -> Result<(), BridgeError> {
     write_sysctl(key("accept_ra"), "0")?;
     write_sysctl(key("accept_dad"), "0")?;
     write_sysctl(key("disable_ipv6"), "0")
+}
+
+/// The host port itself works either way.
+fn log_unforgotten(forgotten: Result<(), NetlinkError>) {
+    if let Err(err) = forgotten {
+        tracing::debug!("UDP flows of the past go on until they time out: {err}");
+    }
 }
 
 fn enable_forwarding(bridge: &str, addresses: &[(IpAddr, IpNet)]) -> Result<(), BridgeError> {

@@ -29,7 +29,12 @@ pub(crate) enum IpamError {
     #[error("subnet {subnet} is too small for a bridge and one pod: at most /{longest}")]
     TooSmall { subnet: IpNet, longest: u8 },
     #[error("{call} address record {}", .path.display())]
-    Record { call: &'static str, path: PathBuf, #[source] source: io::Error },
+    Record {
+        call: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// The addresses of all subnets, and who has them.
@@ -78,7 +83,9 @@ impl Ipam {
         let mut pools = subnets.iter().map(Pool::new).collect::<Result<Vec<_>, _>>()?;
         for entry in std::fs::read_dir(&dir).map_err(failed("list", &dir))? {
             let entry = entry.map_err(failed("list", &dir))?;
-            let Some(ip) = entry.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()) else { continue };
+            let Some(ip) = entry.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()) else {
+                continue;
+            };
             let Ok(target) = std::fs::read_link(entry.path()) else { continue };
             let Some(pod) = target.to_str().and_then(|text| text.parse::<PodId>().ok()) else { continue };
             if let Some(pool) = pools.iter_mut().find(|pool| pool.holds(ip)) {
@@ -158,9 +165,11 @@ impl Ipam {
                 pool.taken.iter().filter(|(_, holder)| *holder == pod).map(|(number, _)| *number).collect();
             for number in held {
                 let path = self.dir.join(address(&pool.subnet, number).to_string());
-                std::fs::remove_file(&path)
-                    .or_else(ignore_missing)
-                    .map_err(|source| IpamError::Record { call: "delete", path, source })?;
+                std::fs::remove_file(&path).or_else(ignore_missing).map_err(|source| IpamError::Record {
+                    call: "delete",
+                    path,
+                    source,
+                })?;
                 pool.taken.remove(&number);
             }
         }
@@ -224,7 +233,9 @@ fn number(ip: IpAddr) -> u128 {
 
 fn address(subnet: &IpNet, number: u128) -> IpAddr {
     match subnet {
-        IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).expect("numbers of an IPv4 subnet are 32 bits"))),
+        IpNet::V4(_) => {
+            IpAddr::V4(Ipv4Addr::from(u32::try_from(number).expect("numbers of an IPv4 subnet are 32 bits")))
+        }
         IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),
     }
 }

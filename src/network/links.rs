@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -87,7 +87,12 @@ pub(super) fn all(socket: &mut Socket) -> Result<Vec<Found>, NetlinkError> {
 }
 
 /// Makes a bridge, down. Its hardware address is fixed, or it would change with the ports that come and go.
-pub(super) fn make_bridge(socket: &mut Socket, name: &str, mac: [u8; 6], mtu: u32) -> Result<(), NetlinkError> {
+pub(super) fn make_bridge(
+    socket: &mut Socket,
+    name: &str,
+    mac: [u8; 6],
+    mtu: u32,
+) -> Result<(), NetlinkError> {
     let mut bridge = named(name);
     bridge.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
     bridge.attributes.push(LinkAttribute::Address(mac.to_vec()));
@@ -137,9 +142,9 @@ pub(super) fn make_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<(), Netl
     ]));
     // A port of a bridge needs no address of its own; without this the kernel makes a link-local one.
     let mut port = named(veth.host_name);
-    port.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-        In6AddrGenMode::None,
-    )])]));
+    port.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+        AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+    ])]));
     if veth.hairpin {
         port.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
@@ -147,7 +152,11 @@ pub(super) fn make_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<(), Netl
         ]));
     }
     let what = format!("make {POD_INTERFACE} of the pod and its bridge port {}", veth.host_name);
-    socket.execute(vec![Request::new(what, NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(host))])?;
+    socket.execute(vec![Request::new(
+        what,
+        NLM_F_CREATE | NLM_F_EXCL,
+        RouteNetlinkMessage::NewLink(host),
+    )])?;
     if !ipv6_is_on() {
         port.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::AfSpecUnspec(_)));
         if port.attributes.len() == 1 {
@@ -197,7 +206,8 @@ pub(super) fn configure_pod(
 
 /// Deletes a link by name; false when there was none. The other side of a pair goes with it.
 pub(super) fn delete(socket: &mut Socket, name: &str) -> Result<bool, NetlinkError> {
-    let request = Request::new(format!("delete interface {name}"), 0, RouteNetlinkMessage::DelLink(named(name)));
+    let request =
+        Request::new(format!("delete interface {name}"), 0, RouteNetlinkMessage::DelLink(named(name)));
     match socket.execute(vec![request]) {
         Ok(()) => Ok(true),
         Err(err) if err.errno() == Some(Errno::NODEV) => Ok(false),
@@ -239,7 +249,9 @@ pub(super) fn route_within(
             _ => None,
         });
         let Some(destination) = destination else { continue };
-        let Ok(destination) = IpNet::new(destination, route.header.destination_prefix_length) else { continue };
+        let Ok(destination) = IpNet::new(destination, route.header.destination_prefix_length) else {
+            continue;
+        };
         if subnet.contains(&destination) {
             return Ok(Some((destination, index)));
         }
@@ -327,7 +339,8 @@ fn routes(socket: &mut Socket, family: AddressFamily) -> Result<Vec<RouteMessage
     let answers = socket.dump("list routes", RouteNetlinkMessage::GetRoute(request))?;
     let routes = answers.into_iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewRoute(route)
-            if route.header.table == RouteHeader::RT_TABLE_MAIN && route.header.kind == RouteType::Unicast =>
+            if route.header.table == RouteHeader::RT_TABLE_MAIN
+                && route.header.kind == RouteType::Unicast =>
         {
             Some(route)
         }

@@ -10,7 +10,8 @@ use std::borrow::Cow;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols};
@@ -32,13 +33,27 @@ const ACK_TEXT: u16 = 1;
 pub(crate) enum NetlinkError {
     /// No socket: the kernel has not this protocol, or descriptors ran out.
     #[error("open a netlink socket of protocol {protocol}")]
-    Open { protocol: isize, #[source] source: io::Error },
+    Open {
+        protocol: isize,
+        #[source]
+        source: io::Error,
+    },
     /// The request never reached the kernel, or its answer never came.
     #[error("{call} netlink while asked to {what}")]
-    Exchange { call: &'static str, what: String, #[source] source: io::Error },
+    Exchange {
+        call: &'static str,
+        what: String,
+        #[source]
+        source: io::Error,
+    },
     /// The kernel said no.
     #[error("{what}{}", .text.as_deref().map(|t| format!(" (the kernel says: {t})")).unwrap_or_default())]
-    Refused { what: String, text: Option<String>, #[source] source: io::Error },
+    Refused {
+        what: String,
+        text: Option<String>,
+        #[source]
+        source: io::Error,
+    },
     /// An answer that is no netlink message, or too many of them.
     #[error("unreadable netlink answer to {what}: {why}")]
     Answer { what: String, why: String },
@@ -127,10 +142,14 @@ impl Socket {
     }
 
     /// Sends `bytes` and waits until each of `names` (sequence numbers in ascending order) is acknowledged.
-    pub(super) fn transact(&mut self, bytes: &[u8], names: &[(u32, Cow<'static, str>)]) -> Result<(), NetlinkError> {
+    pub(super) fn transact(
+        &mut self,
+        bytes: &[u8],
+        names: &[(u32, Cow<'static, str>)],
+    ) -> Result<(), NetlinkError> {
         let whole = names.first().map_or("nothing", |(_, what)| what).to_owned();
         self.send(bytes, &whole)?;
-        let mut refused: Option<(usize, NetlinkError)> = None;
+        let mut refused: Option<(Option<usize>, NetlinkError)> = None;
         let mut missing = names.len();
         while missing > 0 {
             if let Err(err) = self.receive(&whole) {
@@ -138,30 +157,39 @@ impl Socket {
                 return Err(refused.map_or(err, |(_, refusal)| refusal));
             }
             for (header, payload) in messages(&self.buffer) {
-                let Some(place) = names.iter().position(|(sequence, _)| *sequence == header.sequence) else {
-                    continue;
-                };
                 if header.kind != NLMSG_ERROR {
                     continue;
                 }
-                missing = missing.saturating_sub(1);
-                if let Some(err) = refusal(&header, payload, &names[place].1)
+                let place = names.iter().position(|(sequence, _)| *sequence == header.sequence);
+                let what = place.map_or(whole.as_str(), |place| &names[place].1);
+                // nftables blames the first message of a batch, which has no name here, when the commit as a whole
+                // fails, and then still acknowledges the others.
+                if let Some(err) = refusal(&header, payload, what)
                     && refused.as_ref().is_none_or(|(first, _)| place < *first)
                 {
                     refused = Some((place, err));
                 }
+                missing -= usize::from(place.is_some()).min(missing);
             }
         }
         refused.map_or(Ok(()), |(_, err)| Err(err))
     }
 
     /// Every answer to a dump request.
-    pub(super) fn dump(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub(super) fn dump(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         self.ask(what, NLM_F_DUMP, message)
     }
 
     /// The answer to a request for one thing; an error with `ENODEV` when there is none.
-    pub(super) fn get(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, NetlinkError> {
+    pub(super) fn get(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage, NetlinkError> {
         let missing = || NetlinkError::Answer { what: what.to_owned(), why: "no answer".to_owned() };
         self.ask(what, NLM_F_ACK, message)?.into_iter().next().ok_or_else(missing)
     }
@@ -194,8 +222,9 @@ impl Socket {
                     kind => {
                         let mut parsed = NetlinkHeader::default();
                         parsed.message_type = kind;
-                        let answer = RouteNetlinkMessage::deserialize(&parsed, payload)
-                            .map_err(|err| NetlinkError::Answer { what: what.to_owned(), why: err.to_string() })?;
+                        let answer = RouteNetlinkMessage::deserialize(&parsed, payload).map_err(|err| {
+                            NetlinkError::Answer { what: what.to_owned(), why: err.to_string() }
+                        })?;
                         if answers.len() == DUMP_MESSAGES_MAX {
                             let why = format!("more than {DUMP_MESSAGES_MAX} messages");
                             return Err(NetlinkError::Answer { what: what.to_owned(), why });
@@ -208,10 +237,11 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8], what: &str) -> Result<(), NetlinkError> {
-        self.inner
-            .send(bytes, 0)
-            .map(|_| ())
-            .map_err(|source| NetlinkError::Exchange { call: "send to", what: what.to_owned(), source })
+        self.inner.send(bytes, 0).map(|_| ()).map_err(|source| NetlinkError::Exchange {
+            call: "send to",
+            what: what.to_owned(),
+            source,
+        })
     }
 
     fn receive(&mut self, what: &str) -> Result<(), NetlinkError> {
@@ -221,7 +251,11 @@ impl Socket {
                 Ok(_) => return Ok(()),
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(NetlinkError::Exchange { call: "receive from", what: what.to_owned(), source });
+                    return Err(NetlinkError::Exchange {
+                        call: "receive from",
+                        what: what.to_owned(),
+                        source,
+                    });
                 }
             }
         }
@@ -271,7 +305,9 @@ fn refusal(header: &Header, payload: &[u8], what: &str) -> Option<NetlinkError> 
     if errno == 0 {
         return None;
     }
-    let text = (header.flags & ACK_HAS_ATTRIBUTES != 0).then(|| ack_text(payload.get(4 + HEADER_BYTES..)?)).flatten();
+    let text = (header.flags & ACK_HAS_ATTRIBUTES != 0)
+        .then(|| ack_text(payload.get(4 + HEADER_BYTES..)?))
+        .flatten();
     Some(NetlinkError::Refused {
         what: what.to_owned(),
         text,

@@ -14,7 +14,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetnsError {
     #[error("open network namespace {}", .path.display())]
-    Open { path: PathBuf, #[source] source: io::Error },
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("enter a network namespace")]
     Enter(#[source] io::Error),
     #[error("start a thread for work in a network namespace")]
@@ -23,16 +27,17 @@ pub(crate) enum NetnsError {
 
 /// The namespace behind `path` (`/proc/PID/ns/net` or a file it is mounted on), kept alive by the descriptor.
 pub(crate) fn open(path: &Path) -> Result<OwnedFd, NetnsError> {
-    File::open(path)
-        .map(OwnedFd::from)
-        .map_err(|source| NetnsError::Open { path: path.to_owned(), source })
+    File::open(path).map(OwnedFd::from).map_err(|source| NetnsError::Open { path: path.to_owned(), source })
 }
 
 /// Runs `work` on a new thread inside `namespace` and waits for it. Costs about 0.05 ms.
 ///
 /// # Panics
 /// If `work` panics.
-pub(crate) fn within<T: Send>(namespace: impl AsFd + Send, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+pub(crate) fn within<T: Send>(
+    namespace: impl AsFd + Send,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, NetnsError> {
     std::thread::scope(|scope| {
         let inside = move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))

@@ -34,6 +34,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
@@ -89,9 +90,8 @@ impl Table<'_> {
     }
 
     /// Makes the table anew with exactly these host ports, in one transaction: no packet sees a half.
-    pub(super) fn replace(&self, ports: &[HostPort]) -> Result<(), NetlinkError> {
-        let mut socket = Socket::netfilter()?;
-        let mut batch = Batch::new(&mut socket, self.name());
+    pub(super) fn replace(&self, socket: &mut Socket, ports: &[HostPort]) -> Result<(), NetlinkError> {
+        let mut batch = Batch::new(socket, self.name());
         batch.table(NEW_TABLE, "make");
         batch.table(DELETE_TABLE, "delete");
         batch.table(NEW_TABLE, "make");
@@ -122,10 +122,14 @@ impl Table<'_> {
         }
         for subnet in self.subnets {
             batch.rule("forward", |r| {
-                r.interface(META_IIFNAME, EQUAL, self.bridge).within(Side::Source, EQUAL, subnet).verdict(ACCEPT);
+                r.interface(META_IIFNAME, EQUAL, self.bridge)
+                    .within(Side::Source, EQUAL, subnet)
+                    .verdict(ACCEPT);
             });
             batch.rule("forward", |r| {
-                r.interface(META_OIFNAME, EQUAL, self.bridge).within(Side::Destination, EQUAL, subnet).verdict(ACCEPT);
+                r.interface(META_OIFNAME, EQUAL, self.bridge)
+                    .within(Side::Destination, EQUAL, subnet)
+                    .verdict(ACCEPT);
             });
             batch.rule("postrouting", |r| {
                 r.within(Side::Source, EQUAL, subnet)
@@ -147,25 +151,34 @@ impl Table<'_> {
     }
 
     /// Adds host ports. `ENOENT` when the table is gone.
-    pub(super) fn add(&self, ports: &[HostPort]) -> Result<(), NetlinkError> {
-        let mut socket = Socket::netfilter()?;
-        let mut batch = Batch::new(&mut socket, self.name());
+    pub(super) fn add(&self, socket: &mut Socket, ports: &[HostPort]) -> Result<(), NetlinkError> {
+        let mut batch = Batch::new(socket, self.name());
         batch.elements(NEW_ELEMENTS, ports);
         batch.commit()
     }
 
     /// Deletes host ports. `ENOENT` when one of them, or the table, is gone.
-    pub(super) fn remove(&self, ports: &[HostPort]) -> Result<(), NetlinkError> {
-        let mut socket = Socket::netfilter()?;
-        let mut batch = Batch::new(&mut socket, self.name());
+    pub(super) fn remove(&self, socket: &mut Socket, ports: &[HostPort]) -> Result<(), NetlinkError> {
+        let mut batch = Batch::new(socket, self.name());
         batch.elements(DELETE_ELEMENTS, ports);
         batch.commit()
     }
 
+    /// Whether the table is there: not after somebody's `nft flush ruleset`.
+    pub(super) fn exists(&self, socket: &mut Socket) -> Result<bool, NetlinkError> {
+        let (name, sequence, mut bytes) = (self.name(), socket.next_sequence(), Vec::with_capacity(64));
+        write_message(&mut bytes, GET_TABLE, REQUEST | ACK, sequence, [FAMILY_INET, 0], 0, |a| {
+            a.text(1, &name)
+        });
+        match socket.transact(&bytes, &[(sequence, format!("look for nftables table inet {name}").into())]) {
+            Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Deletes the table; none is fine.
-    pub(super) fn delete(&self) -> Result<(), NetlinkError> {
-        let mut socket = Socket::netfilter()?;
-        let mut batch = Batch::new(&mut socket, self.name());
+    pub(super) fn delete(&self, socket: &mut Socket) -> Result<(), NetlinkError> {
+        let mut batch = Batch::new(socket, self.name());
         batch.table(DELETE_TABLE, "delete");
         match batch.commit() {
             Err(err) if err.errno() == Some(rustix::io::Errno::NOENT) => Ok(()),
@@ -241,20 +254,17 @@ impl<'a> Batch<'a> {
         self.socket.transact(&self.bytes, &self.names)
     }
 
-    fn message(&mut self, kind: u16, family: u8, flags: u16, sequence: u32, fill: impl FnOnce(&mut Attributes<'_>)) {
-        let start = self.bytes.len();
-        self.bytes.extend([0; 4]);
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend((REQUEST | flags).to_ne_bytes());
-        self.bytes.extend(sequence.to_ne_bytes());
-        self.bytes.extend([0; 4]);
-        // struct nfgenmsg; the begin and the end of a batch name the subsystem here.
-        self.bytes.extend([family, 0]);
-        let resource: u16 = if family == 0 { SUBSYSTEM >> 8 } else { 0 };
-        self.bytes.extend(resource.to_be_bytes());
-        fill(&mut Attributes(&mut self.bytes));
-        let length = u32::try_from(self.bytes.len() - start).expect("a message is far below 4 GiB");
-        self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+    fn message(
+        &mut self,
+        kind: u16,
+        family: u8,
+        flags: u16,
+        sequence: u32,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) {
+        // The begin and the end of a batch name the subsystem here.
+        let resource = if family == 0 { SUBSYSTEM >> 8 } else { 0 };
+        write_message(&mut self.bytes, kind, REQUEST | flags, sequence, [family, 0], resource, fill);
     }
 
     fn step(&mut self, what: String, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
@@ -285,7 +295,11 @@ impl<'a> Batch<'a> {
         let table = self.table.clone();
         let id = u32::try_from(self.names.len()).expect("a batch has few messages");
         let address = if map.v6 { TYPE_V6 } else { TYPE_V4 };
-        let key = if map.one_address { (TYPE_PROTOCOL << 6 | address) << 6 | TYPE_PORT } else { TYPE_PROTOCOL << 6 | TYPE_PORT };
+        let key = if map.one_address {
+            (TYPE_PROTOCOL << 6 | address) << 6 | TYPE_PORT
+        } else {
+            TYPE_PROTOCOL << 6 | TYPE_PORT
+        };
         self.step(format!("make nftables map {table} {}", map.name), NEW_SET, CREATE, |a| {
             a.text(1, &table);
             a.text(2, map.name);
@@ -358,12 +372,36 @@ fn extend_address(bytes: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
+/// Appends one message of nfnetlink: header, `struct nfgenmsg` (family and version, resource), attributes.
+pub(super) fn write_message(
+    bytes: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family_and_version: [u8; 2],
+    resource: u16,
+    fill: impl FnOnce(&mut Attributes<'_>),
+) {
+    let start = bytes.len();
+    bytes.extend([0; 4]);
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(family_and_version);
+    bytes.extend(resource.to_be_bytes());
+    fill(&mut Attributes(bytes));
+    let length = u32::try_from(bytes.len() - start).expect("a message is far below 4 GiB");
+    bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+}
+
 /// Writes netlink attributes.
-struct Attributes<'a>(&'a mut Vec<u8>);
+pub(super) struct Attributes<'a>(&'a mut Vec<u8>);
 
 impl Attributes<'_> {
-    fn bytes(&mut self, kind: u16, value: &[u8]) {
-        let length = u16::try_from(4 + value.len()).expect("values are short and elements are sent in chunks");
+    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
+        let length =
+            u16::try_from(4 + value.len()).expect("values are short and elements are sent in chunks");
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -376,11 +414,11 @@ impl Attributes<'_> {
         self.bytes(kind, &bytes);
     }
 
-    fn number(&mut self, kind: u16, value: u32) {
+    pub(super) fn number(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+    pub(super) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         let start = self.0.len();
         self.0.extend([0; 2]);
         self.0.extend((kind | NESTED).to_ne_bytes());

@@ -146,7 +146,9 @@ impl Ports {
     pub(super) fn take(&mut self, pod: &PodId, wanted: &[HostPort]) -> Result<(), PortError> {
         for port in wanted {
             let others = self.by_port.get(&port.key()).map_or(&[][..], Vec::as_slice);
-            if let Some((holder, _)) = others.iter().find(|(holder, other)| holder != pod && other.clashes(port)) {
+            if let Some((holder, _)) =
+                others.iter().find(|(holder, other)| holder != pod && other.clashes(port))
+            {
                 return Err(PortError::Taken {
                     wanted: describe(port.protocol, port.host, port.port),
                     holder: holder.clone(),

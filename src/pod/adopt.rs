@@ -12,13 +12,13 @@ use crate::monitor::client::Monitor;
 impl Pods {
     /// Puts a recorded pod into the table. Without a monitor a Ready pod is Stopping from now on.
     pub(crate) fn adopt(&self, record: PodRecord, monitor: Option<Monitor>) -> Result<Arc<Pod>, PodError> {
-        let PodRecord { saved, state, link, view, resources } = record;
+        let PodRecord { saved, state, link, place, resources } = record;
         let no_handler = || PodError::NoHandler {
             wanted: saved.handler.clone(),
             known: self.handlers().keys().cloned().collect::<Vec<_>>().join(", "),
         };
         let handler = self.handlers().get(&saved.handler).cloned().ok_or_else(no_handler)?;
-        let view = view.ok_or_else(|| PodError::NotFound(saved.id.to_string()))?;
+        let place = place.ok_or_else(|| PodError::NotFound(saved.id.to_string()))?;
         let state = match (state, &monitor) {
             (Some(State::Ready) | None, None) => State::Stopping,
             (Some(state), _) => state,
@@ -26,10 +26,11 @@ impl Pods {
         };
         let pod = Arc::new(Pod {
             handler,
-            live: Mutex::new(Live { state, monitor, link, view: Arc::new(view), resources }),
+            live: Mutex::new(Live { state, monitor, link, place: Arc::new(place), resources }),
             saved,
             verb: tokio::sync::Mutex::default(),
             creating: tokio::sync::RwLock::default(),
+            sampler: Default::default(),
         });
         self.publish(&pod);
         Ok(pod)
@@ -54,7 +55,7 @@ impl Pod {
             pod: self.id().clone(),
             monitor: Monitor::gone(),
             handler: Arc::clone(&self.handler),
-            view: self.live().view,
+            place: self.live().place,
             log_directory: self.spec().log_directory.clone(),
         })
     }

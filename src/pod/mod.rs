@@ -22,6 +22,7 @@ mod remove;
 pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod state;
+mod stats;
 pub(crate) mod status;
 mod stop;
 mod update;
@@ -41,6 +42,7 @@ use crate::events::{Bus, EventKind};
 use crate::id::{ContainerId, PodId};
 use crate::monitor::client::{Monitor, MonitorError};
 use crate::network::{Link, Network, NetworkError};
+use crate::stats::Sampler;
 use crate::task::{Joined, detached};
 
 use record::{PodRecord, Saved};
@@ -56,6 +58,7 @@ pub(crate) struct Pod {
     verb: tokio::sync::Mutex<()>,
     /// Read-locked by CreateContainer, write-locked by a stop.
     creating: tokio::sync::RwLock<()>,
+    sampler: Sampler,
 }
 
 /// What changes. Guarded by `Pod::live`.
@@ -67,7 +70,7 @@ pub(crate) struct Live {
     /// `None` in the host's network, and once the address has been given back.
     pub link: Option<Link>,
     /// Namespaces and files that containers are placed in.
-    pub view: Arc<crate::container::bundle::PodView>,
+    pub place: Arc<crate::container::place::PodPlace>,
     pub resources: Option<Resources>,
 }
 
@@ -95,7 +98,7 @@ impl Pod {
             saved: self.saved.clone(),
             state: Some(live.state),
             link: live.link,
-            view: Some((*live.view).clone()),
+            place: Some((*live.place).clone()),
             resources: live.resources,
         }
     }
@@ -117,7 +120,9 @@ pub(crate) enum PodError {
     Exists { namespace: String, name: String, uid: String, attempt: u32, existing: PodId },
     #[error("no runtime handler {wanted:?}; configured are {known}")]
     NoHandler { wanted: String, known: String },
-    #[error("the binary {path} of handler {handler:?} is missing; install it or change [handlers.{handler}] path")]
+    #[error(
+        "the binary {path} of handler {handler:?} is missing; install it or change [handlers.{handler}] path"
+    )]
     NoRuntime { handler: String, path: PathBuf },
     #[error("cannot {action} {path}")]
     File {
@@ -147,6 +152,18 @@ pub(crate) enum PodError {
     },
     #[error(transparent)]
     Container(#[from] ContainerError),
+    #[error("cannot read what pod {id} uses")]
+    Stats {
+        id: PodId,
+        #[source]
+        source: Arc<crate::sys::cgroup::CgroupError>,
+    },
+    #[error("cannot change the resources of pod {id}")]
+    BadResources {
+        id: PodId,
+        #[source]
+        source: Arc<crate::container::bundle::BundleError>,
+    },
     #[error("cannot change the resources of pod {id}")]
     Resources {
         id: PodId,
@@ -228,7 +245,8 @@ impl Pods {
         if let Ok(id) = prefix.parse::<PodId>() {
             return table.by_id.get(&id).cloned().ok_or_else(|| PodError::NotFound(prefix.to_owned()));
         }
-        let mut found = table.by_id.values().filter(|p| !prefix.is_empty() && p.id().as_str().starts_with(prefix));
+        let mut found =
+            table.by_id.values().filter(|p| !prefix.is_empty() && p.id().as_str().starts_with(prefix));
         match (found.next(), found.count()) {
             (None, _) => Err(PodError::NotFound(prefix.to_owned())),
             (Some(pod), 0) => Ok(Arc::clone(pod)),
@@ -244,12 +262,17 @@ impl Pods {
     }
 
     /// Creates a container in a pod. Holds off a stop of the pod meanwhile.
-    pub(crate) async fn create_container(&self, pod: &str, spec: ContainerSpec) -> Result<ContainerId, PodError> {
+    pub(crate) async fn create_container(
+        &self,
+        pod: &str,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, PodError> {
         let (this, pod) = (self.clone(), self.find(pod)?);
         detached(async move {
             let _creating = pod.creating.read().await;
             let live = pod.live();
-            let denied = |denied| PodError::Denied { verb: "create a container in", id: pod.id().clone(), denied };
+            let denied =
+                |denied| PodError::Denied { verb: "create a container in", id: pod.id().clone(), denied };
             live.state.admit(Request::CreateContainer).map_err(denied)?;
             let Some(placement) = pod.placement() else { return Err(denied(Denied::Stopped)) };
             Ok(this.0.containers.create(placement, spec).await?)
@@ -320,7 +343,7 @@ impl Pod {
             pod: self.id().clone(),
             monitor: live.monitor?,
             handler: Arc::clone(&self.handler),
-            view: live.view,
+            place: live.place,
             log_directory: self.spec().log_directory.clone(),
         })
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spec::PodSpec;
 use super::state::State;
-use crate::container::bundle::PodView;
+use crate::container::place::PodPlace;
 use crate::container::spec::Resources;
 use crate::id::PodId;
 use crate::network::Link;
@@ -35,7 +35,7 @@ pub(crate) struct PodRecord {
     #[serde(default)]
     pub link: Option<Link>,
     #[serde(default)]
-    pub view: Option<PodView>,
+    pub place: Option<PodPlace>,
     #[serde(default)]
     pub resources: Option<Resources>,
 }

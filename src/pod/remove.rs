@@ -28,7 +28,7 @@ impl Pods {
             let containers = this.0.containers.of_pod(pod.id());
             let removed = join_all(containers.iter().map(|c| this.0.containers.remove_container(c))).await;
             removed.into_iter().collect::<Result<Vec<_>, _>>()?;
-            if let Some(path) = pod.live().view.own_cgroup() {
+            if let Some(path) = pod.live().place.own_cgroup() {
                 blocking(move || remove_cgroup(&path)).await.map_err(|source| PodError::Resources {
                     id: pod.id().clone(),
                     source: Arc::new(source),

@@ -10,7 +10,7 @@ use super::record::{PodRecord, Saved};
 use super::spec::{PodIdentity, PodSpec};
 use super::state::State;
 use super::{Live, Pod, PodError, Pods};
-use crate::container::bundle::PodView;
+use crate::container::place::PodPlace;
 use crate::container::handler::Handler;
 use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
@@ -90,7 +90,7 @@ impl Intended {
             handler: handler.name.clone(),
             spec,
         };
-        let record = PodRecord { saved: saved.clone(), state: None, link: None, view: None, resources: None };
+        let record = PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
         let put = all.0.records.put(record).await;
         put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
         Ok(Self { all: all.clone(), saved, handler })
@@ -128,7 +128,7 @@ impl Intended {
             log: dir.join("monitor.log"),
         };
         match spawn::spawn(request).await {
-            Ok((monitor, ready)) => Ok(Monitored { view: self.view(&dir, &ready), intended: self, monitor, ready }),
+            Ok((monitor, ready)) => Ok(Monitored { place: self.place(&dir, &ready), intended: self, monitor, ready }),
             Err(source) => {
                 let cause = PodError::Monitor { name: spec.identity.name.clone(), source: Arc::new(source) };
                 Err(self.fail(cause, None).await)
@@ -136,27 +136,28 @@ impl Intended {
         }
     }
 
-    fn view(&self, dir: &Path, ready: &Ready) -> PodView {
+    fn place(&self, dir: &Path, ready: &Ready) -> PodPlace {
         let spec = &self.saved.spec;
         let own_ipc = spec.namespaces().ipc != NamespaceMode::Node;
-        PodView {
+        PodPlace {
             id: self.saved.id.clone(),
-            identity: spec.identity.clone(),
+            name: spec.identity.name.clone(),
+            namespace: spec.identity.namespace.clone(),
+            uid: spec.identity.uid.clone(),
             hostname: spec.hostname.clone(),
             namespaces: spec.namespaces().clone(),
-            net: ready.net.clone(),
-            ipc: ready.ipc.clone(),
-            uts: ready.uts.clone(),
-            pid: ready.pid_ns.clone(),
-            user: ready.user.clone(),
+            network_ns: ready.net.clone(),
+            ipc_ns: ready.ipc.clone(),
+            uts_ns: ready.uts.clone(),
+            pid_ns: ready.pid_ns.clone(),
+            user_ns: ready.user.clone(),
             cgroup_parent: spec.cgroup_parent.clone(),
             privileged: spec.security.privileged,
             sysctls: spec.sysctls.clone(),
-            labels: spec.labels.clone(),
             annotations: spec.annotations.clone(),
             resolv_conf: dir.join("resolv.conf"),
             hostname_file: dir.join("hostname"),
-            shm: if own_ipc { dir.join("shm") } else { "/dev/shm".into() },
+            shm: own_ipc.then(|| dir.join("shm")),
         }
     }
 
@@ -177,7 +178,7 @@ struct Monitored {
     intended: Intended,
     monitor: Monitor,
     ready: Ready,
-    view: PodView,
+    place: PodPlace,
 }
 
 impl Monitored {
@@ -215,23 +216,24 @@ struct Networked {
 
 impl Networked {
     async fn publish(self) -> Result<PodId, PodError> {
-        let Self { monitored: Monitored { intended, monitor, ready, view }, link } = self;
+        let Self { monitored: Monitored { intended, monitor, ready, place }, link } = self;
         let pod = Arc::new(Pod {
             handler: Arc::clone(&intended.handler),
             live: Mutex::new(Live {
                 state: State::Ready,
                 monitor: Some(monitor.clone()),
                 link: link.clone(),
-                view: Arc::new(view),
+                place: Arc::new(place),
                 resources: intended.saved.spec.resources.clone(),
             }),
             saved: intended.saved.clone(),
             verb: tokio::sync::Mutex::default(),
             creating: tokio::sync::RwLock::default(),
+            sampler: Default::default(),
         });
         if let Err(cause) = intended.all.save(&pod).await {
             if let Some(link) = &link {
-                let detached = intended.all.0.network.detach(pod.id(), link, ready.net.clone()).await;
+                let detached = intended.all.0.network.detach(pod.id(), Some(link), ready.net.as_deref()).await;
                 if let Err(error) = detached {
                     tracing::error!(pod = %pod.id(), error = %error, "cannot give the network back");
                 }
@@ -263,7 +265,7 @@ fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
     let shm = dir.join("shm");
     std::fs::create_dir_all(&shm).map_err(|e| file("create directory", &shm, e))?;
     let resolv_conf = dir.join("resolv.conf");
-    let text = resolv::text(spec.dns.as_ref()).map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
+    let text = resolv::text(spec.dns.as_ref(), spec.namespaces().network == NamespaceMode::Node).map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
     std::fs::write(&resolv_conf, text).map_err(|e| file("write", &resolv_conf, e))?;
     let hostname = dir.join("hostname");
     let name = match spec.hostname.as_str() {

@@ -50,7 +50,9 @@ impl State {
         use Admission::{AlreadyDone, Proceed, StopFirst};
         match (request, self) {
             (Request::CreateContainer | Request::Update, State::Ready) => Ok(Proceed),
-            (Request::CreateContainer | Request::Update, State::Stopping | State::Stopped) => Err(Denied::Stopped),
+            (Request::CreateContainer | Request::Update, State::Stopping | State::Stopped) => {
+                Err(Denied::Stopped)
+            }
             (Request::Stop, State::Ready | State::Stopping) => Ok(Proceed),
             (Request::Stop, State::Stopped) => Ok(AlreadyDone),
             (Request::Remove, State::Ready | State::Stopping) => Ok(StopFirst),

@@ -1,5 +1,6 @@
 //! StopPodSandbox: no new containers, end those there are, give the network back, end the monitor.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,11 +31,11 @@ impl Pods {
 
     /// As [`Pods::stop`], for a caller that holds the verb lock.
     pub(super) async fn stop_pod(&self, pod: &Arc<Pod>) -> Result<(), PodError> {
-        let admission = pod
-            .live()
-            .state
-            .admit(Request::Stop)
-            .map_err(|denied| PodError::Denied { verb: "stop", id: pod.id().clone(), denied })?;
+        let admission = pod.live().state.admit(Request::Stop).map_err(|denied| PodError::Denied {
+            verb: "stop",
+            id: pod.id().clone(),
+            denied,
+        })?;
         if admission == Admission::AlreadyDone {
             return Ok(());
         }
@@ -53,8 +54,9 @@ impl Pods {
 
         let live = pod.live();
         if let Some(link) = &live.link {
-            let netns = live.monitor.as_ref().map(|monitor| format!("/proc/{}/ns/net", monitor.pid()).into());
-            let detached = self.0.network.detach(pod.id(), link, netns).await;
+            let netns =
+                live.monitor.as_ref().map(|monitor| PathBuf::from(format!("/proc/{}/ns/net", monitor.pid())));
+            let detached = self.0.network.detach(pod.id(), Some(link), netns.as_deref()).await;
             detached.map_err(|source| PodError::Network {
                 action: "give back",
                 name: pod.spec().identity.name.clone(),

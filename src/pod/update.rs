@@ -23,8 +23,9 @@ impl Pods {
         pod.live().state.admit(Request::Update).map_err(denied)?;
         let Some(change) = resources else { return Ok(()) };
         let merged = pod.live().resources.unwrap_or_default().merged(change);
-        if let Some(own) = pod.live().view.own_cgroup() {
-            let limits = bundle::resources(&merged);
+        if let Some(own) = pod.live().place.own_cgroup() {
+            let limits = bundle::resources(&merged)
+                .map_err(|source| PodError::BadResources { id: pod.id().clone(), source: Arc::new(source) })?;
             let applied = blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
             applied.map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
         }

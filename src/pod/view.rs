@@ -13,7 +13,7 @@ impl Pod {
             ready: live.state.is_ready(),
             created_at: self.saved.created_at,
             addresses: live.link.map(|link| link.addresses).unwrap_or_default(),
-            netns: live.view.net.clone(),
+            netns: live.place.network_ns.clone(),
             monitor_pid: live.monitor.as_ref().and_then(|monitor| u32::try_from(monitor.pid()).ok()),
         }
     }

@@ -1,5 +1,8 @@
 //! File descriptors that come from outside or must not reach the next program.
-#![expect(unsafe_code, reason = "adopting an inherited descriptor number and close_range(2) have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "adopting an inherited descriptor number and close_range(2) have no safe wrapper"
+)]
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -25,15 +28,20 @@ pub(crate) fn adopt_inherited(number: RawFd) -> io::Result<OwnedFd> {
 /// 5.11. None is closed now, so owners in this process stay valid.
 pub(crate) fn cloexec_from(first: u32) -> io::Result<()> {
     // SAFETY: only flags of descriptors change; no memory is passed.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Clears close-on-exec on an inherited number, so that the next program gets it. A closed number is `EBADF`.
 pub(crate) fn keep_on_exec(number: RawFd) -> io::Result<()> {
     // SAFETY: F_SETFD takes an integer and touches no memory.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

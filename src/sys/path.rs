@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2, readlinkat};
+use rustix::fs::{
+    FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2, readlinkat,
+};
 use rustix::io::Errno;
 
 /// openat2(2) answers EAGAIN when a rename races with `..`; a hostile container could rename for ever.
@@ -138,7 +140,8 @@ pub(crate) struct Proc(OwnedFd);
 impl Proc {
     /// Opens /proc. Errors if it is another filesystem.
     pub(crate) fn open() -> io::Result<Self> {
-        let fd = rustix::fs::open(c"/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd =
+            rustix::fs::open(c"/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         if !is_procfs(&fd)? {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "/proc is not procfs"));
         }
@@ -185,8 +188,8 @@ mod tests {
     fn root() -> (tempfile::TempDir, OwnedFd) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("root")).unwrap();
-        let fd =
-            rustix::fs::open(dir.path().join("root"), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let fd = rustix::fs::open(dir.path().join("root"), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+            .unwrap();
         (dir, fd)
     }
 
@@ -208,7 +211,8 @@ mod tests {
             let expected = rustix::fs::stat(inside.join(made)).unwrap();
             assert_eq!(fstat(&made_fd).unwrap().st_ino, expected.st_ino, "{path}");
         }
-        let mut outside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut outside: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         outside.sort();
         assert_eq!(outside, ["root"]);
     }

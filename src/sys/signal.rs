@@ -1,5 +1,8 @@
 //! Signals by name, sent by pidfd, and the dispositions a new program shall find.
-#![expect(unsafe_code, reason = "signal masks, dispositions and pidfd_send_signal by number have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "signal masks, dispositions and pidfd_send_signal by number have no safe wrapper"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

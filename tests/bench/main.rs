@@ -35,12 +35,19 @@ fn main() {
     println!("{:<58} {:>10.1}", "brigd at rest, RSS (MiB)", rss_mib(node.brigd_pid()));
     let mut pods = fill(&node, 0, 50);
     println!("{:<58} {:>10.1}", "brigd with 50 pods, RSS (MiB)", rss_mib(node.brigd_pid()));
-    println!("{:<58} {:>10.3}", "brig-monitor, 50 pods of one container, PSS each (MiB)", monitors_pss_mib(&node) / 50.0);
+    println!(
+        "{:<58} {:>10.3}",
+        "brig-monitor, 50 pods of one container, PSS each (MiB)",
+        monitors_pss_mib(&node) / 50.0
+    );
     pods.extend(fill(&node, 50, 100));
-    row("ListContainers with 100 containers", &times(RUNS, || {
-        let answer = node.call(node.runtime.clone().list_containers(ListContainersRequest::default()));
-        assert_eq!(answer.expect("the list").into_inner().containers.len(), 100);
-    }));
+    row(
+        "ListContainers with 100 containers",
+        &times(RUNS, || {
+            let answer = node.call(node.runtime.clone().list_containers(ListContainersRequest::default()));
+            assert_eq!(answer.expect("the list").into_inner().containers.len(), 100);
+        }),
+    );
     pods.extend(fill(&node, 100, 200));
     let (start, end) = life(&node, "crowd");
     row("brig: run pod + create + start, 200 pods running", &start);

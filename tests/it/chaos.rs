@@ -37,7 +37,10 @@ fn churn(node: &mut Node, round: u32, delay: Duration) {
             (node.runtime.clone(), config, container)
         })
         .collect();
-    let tasks: Vec<_> = lives.into_iter().map(|(client, config, container)| node.spawn(life(client, config, container))).collect();
+    let tasks: Vec<_> = lives
+        .into_iter()
+        .map(|(client, config, container)| node.spawn(life(client, config, container)))
+        .collect();
     std::thread::sleep(delay);
     node.kill_brigd();
     for task in tasks {

@@ -4,5 +4,8 @@
 //! and mounts vanish with them.
 
 mod chaos;
+mod cli;
 mod fixture;
 mod pods;
+mod tidy;
+mod wire;

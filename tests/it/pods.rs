@@ -53,7 +53,10 @@ fn privileged_exec_sync_returns_output_and_exit_code() {
         assert_eq!((answer.stdout.as_slice(), answer.exit_code), (b"done\n".as_slice(), 0));
         let error = node.try_exec(&container, &["/bin/sleep", "1000"], 1).expect_err("the timeout strikes");
         assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
-        assert_eq!(node.output(&container, "pgrep -f 'sleep 1000' | wc -l").trim().parse::<u32>().map(|n| n <= 3), Ok(true));
+        assert_eq!(
+            node.output(&container, "pgrep -f 'sleep 1000' | wc -l").trim().parse::<u32>().map(|n| n <= 3),
+            Ok(true)
+        );
         let error = node.try_exec(&container, &["/no/such/program"], 0);
         assert!(error.is_err() || error.is_ok_and(|answer| answer.exit_code != 0));
         node.stop_container(&container, 0);
@@ -71,7 +74,8 @@ fn privileged_exec_output_beyond_16_mib_is_dropped_and_the_command_goes_on() {
     let config = node.pod_config("flood");
     let pod = node.run_pod(&config);
     let container = node.run_container(&pod, &config, "main", "sleep 1000");
-    let answer = node.exec(&container, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=40 2>/dev/null; exit 4"]);
+    let answer =
+        node.exec(&container, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=40 2>/dev/null; exit 4"]);
     // The answer as a whole has to fit into the 16 MiB that the kubelet's client takes.
     assert!(answer.stdout.len() <= 16 << 20, "{}", answer.stdout.len());
     assert!(answer.stdout.len() > 15 << 20, "{}", answer.stdout.len());
@@ -84,8 +88,18 @@ fn privileged_stop_sends_the_stop_signal_and_kills_after_the_grace_period() {
         node.busybox();
         let config = node.pod_config("stop");
         let pod = node.run_pod(&config);
-        let polite = node.run_container(&pod, &config, "polite", "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done");
-        let stubborn = node.run_container(&pod, &config, "stubborn", "trap '' TERM; echo up; while :; do sleep 0.05; done");
+        let polite = node.run_container(
+            &pod,
+            &config,
+            "polite",
+            "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done",
+        );
+        let stubborn = node.run_container(
+            &pod,
+            &config,
+            "stubborn",
+            "trap '' TERM; echo up; while :; do sleep 0.05; done",
+        );
         for name in ["polite", "stubborn"] {
             eventually(|| (node.log_lines("stop", name) == ["stdout F up"]).then_some(()));
         }
@@ -174,7 +188,8 @@ fn privileged_a_cancelled_call_runs_to_its_end() {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let mut client = node.runtime.clone();
         // Long enough to arrive, too short to be answered, or not: the outcome is the same.
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(2), client.run_pod_sandbox(request)).await;
+        let _ =
+            tokio::time::timeout(std::time::Duration::from_millis(2), client.run_pod_sandbox(request)).await;
     });
     let pod = node.run_pod(&config);
     let list = node.call(node.runtime.clone().list_pod_sandbox(ListPodSandboxRequest::default()));
@@ -261,7 +276,12 @@ fn privileged_the_log_moves_to_a_new_file_when_reopened() {
         node.busybox();
         let config = node.pod_config("rotate");
         let pod = node.run_pod(&config);
-        let id = node.run_container(&pod, &config, "main", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done");
+        let id = node.run_container(
+            &pod,
+            &config,
+            "main",
+            "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done",
+        );
         let path = node.dir.path().join("logs/rotate/main/0.log");
         eventually(|| std::fs::metadata(&path).ok().filter(|m| m.len() > 100));
         let old = path.with_extension("old");
@@ -301,7 +321,9 @@ fn privileged_events_report_the_life_of_a_pod() {
         seen.push((who, event.container_event_type()));
     }
     use ContainerEventType::*;
-    let of = |wanted: &str| -> Vec<_> { seen.iter().filter(|(who, _)| *who == wanted).map(|(_, kind)| *kind).collect() };
+    let of = |wanted: &str| -> Vec<_> {
+        seen.iter().filter(|(who, _)| *who == wanted).map(|(_, kind)| *kind).collect()
+    };
     let life = [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
     assert_eq!(of("container"), life);
     assert_eq!(of("pod"), life);
@@ -313,10 +335,16 @@ fn privileged_stats_count_what_a_container_uses() {
         node.busybox();
         let config = node.pod_config("stats");
         let pod = node.run_pod(&config);
-        let id = node.run_container(&pod, &config, "main", "dd if=/dev/zero of=/file bs=1M count=4; while :; do :; done");
+        let id = node.run_container(
+            &pod,
+            &config,
+            "main",
+            "dd if=/dev/zero of=/file bs=1M count=4; while :; do :; done",
+        );
         let stats = eventually(|| {
             let request = ContainerStatsRequest { container_id: id.clone() };
-            let answer = node.call(node.runtime.clone().container_stats(request)).expect("stats").into_inner();
+            let answer =
+                node.call(node.runtime.clone().container_stats(request)).expect("stats").into_inner();
             answer.stats.filter(|stats| {
                 let cpu = stats.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds.as_ref());
                 let disk = stats.writable_layer.as_ref().and_then(|layer| layer.used_bytes.as_ref());
@@ -346,7 +374,8 @@ fn privileged_containers_of_a_pod_share_what_the_pod_shares() {
         let pod = node.run_pod(&config);
         let with_pod_pid = |name: &str, command: &str| {
             let mut container = node.container_config(name, command);
-            let context = container.linux.as_mut().expect("linux").security_context.as_mut().expect("context");
+            let context =
+                container.linux.as_mut().expect("linux").security_context.as_mut().expect("context");
             context.namespace_options = Some(options);
             let id = node.create(&pod, &container, &config);
             node.start(&id);
@@ -360,7 +389,8 @@ fn privileged_containers_of_a_pod_share_what_the_pod_shares() {
         });
         assert_eq!(node.output(&a, "hostname").trim(), "share");
         assert_eq!(node.output(&a, "cat /etc/hostname").trim(), "share");
-        let (link_a, link_b) = (node.output(&a, "readlink /proc/self/ns/net"), node.output(&b, "readlink /proc/self/ns/net"));
+        let (link_a, link_b) =
+            (node.output(&a, "readlink /proc/self/ns/net"), node.output(&b, "readlink /proc/self/ns/net"));
         assert_eq!(link_a, link_b);
         let host = std::fs::read_link("/proc/self/ns/net").expect("our own");
         assert_ne!(link_a.trim(), host.to_string_lossy());
@@ -383,8 +413,14 @@ fn privileged_a_pod_in_the_host_network_has_no_address_of_its_own() {
         let pod = node.run_pod(&config);
         assert!(node.pod_status(&pod).network.is_none_or(|network| network.ip.is_empty()));
         let mut container = node.container_config("main", "sleep 1000");
-        container.linux.as_mut().expect("linux").security_context.as_mut().expect("context").namespace_options =
-            Some(options);
+        container
+            .linux
+            .as_mut()
+            .expect("linux")
+            .security_context
+            .as_mut()
+            .expect("context")
+            .namespace_options = Some(options);
         let id = node.create(&pod, &container, &config);
         node.start(&id);
         let host = std::fs::read_link("/proc/self/ns/net").expect("our own");
@@ -401,7 +437,8 @@ fn privileged_a_daemon_that_was_killed_finds_everything_again() {
         let pod = node.run_pod(&config);
         let flag = node.dir.path().join("flag");
         std::fs::create_dir(&flag).expect("a directory");
-        let mut waiting = node.container_config("waits", "until [ -e /flag/go ]; do sleep 0.02; done; echo went; exit 5");
+        let mut waiting =
+            node.container_config("waits", "until [ -e /flag/go ]; do sleep 0.02; done; echo went; exit 5");
         waiting.mounts = vec![Mount {
             container_path: "/flag".into(),
             host_path: flag.display().to_string(),
@@ -439,7 +476,8 @@ fn privileged_a_pod_whose_monitor_was_killed_is_not_ready_and_can_be_removed() {
         let pod = node.run_pod(&config);
         let id = node.run_container(&pod, &config, "main", "sleep 1000");
         let request = PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
-        let info = node.call(node.runtime.clone().pod_sandbox_status(request)).expect("status").into_inner().info;
+        let info =
+            node.call(node.runtime.clone().pod_sandbox_status(request)).expect("status").into_inner().info;
         let info: serde_json::Value = serde_json::from_str(&info["info"]).expect("JSON");
         let monitor = info["monitorPid"].as_u64().expect("the monitor's pid");
         std::process::Command::new("kill").args(["-9", &monitor.to_string()]).status().expect("kill(1) runs");

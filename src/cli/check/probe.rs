@@ -4,7 +4,9 @@
 //! possible, and a user namespace cannot be made once there are threads. A probe returns a fragment to show.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -29,6 +31,7 @@ pub(super) enum Probe {
     Namespaces,
     UserNamespaces,
     MountApi,
+    IdmappedMounts,
     Overlayfs,
     Openat2,
     Pidfd,
@@ -39,10 +42,11 @@ pub(super) enum Probe {
 }
 
 impl Probe {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Namespaces,
         Self::UserNamespaces,
         Self::MountApi,
+        Self::IdmappedMounts,
         Self::Overlayfs,
         Self::Openat2,
         Self::Pidfd,
@@ -58,6 +62,7 @@ impl Probe {
             Self::Namespaces => "namespaces",
             Self::UserNamespaces => "user-namespaces",
             Self::MountApi => "mount-api",
+            Self::IdmappedMounts => "idmapped-mounts",
             Self::Overlayfs => "overlayfs",
             Self::Openat2 => "openat2",
             Self::Pidfd => "pidfd",
@@ -87,6 +92,11 @@ impl Probe {
             Self::MountApi => {
                 Finding::fail(self.as_str(), detail, "needs Linux 5.2 or later and CAP_SYS_ADMIN")
             }
+            Self::IdmappedMounts => Finding::warn(
+                self.as_str(),
+                detail,
+                "pods with hostUsers: false cannot run; needs Linux 5.12 or later and a file system that knows them",
+            ),
             Self::Overlayfs => Finding::fail(self.as_str(), detail, "modprobe overlay"),
             Self::Openat2 => Finding::fail(self.as_str(), detail, "needs Linux 5.6 or later"),
             Self::Pidfd => Finding::fail(self.as_str(), detail, "needs Linux 5.3 or later"),
@@ -138,6 +148,7 @@ impl Probe {
                 move_mount(&tree, "", CWD, "/tmp", flags)?;
                 Ok("detached mounts work".to_owned())
             }
+            Self::IdmappedMounts => idmapped_mounts(),
             Self::Overlayfs => overlayfs(),
             Self::Openat2 => {
                 let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -173,7 +184,7 @@ impl Probe {
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
     #[expect(
         deprecated,
-        reason = "deprecated because of CLONE_FILES, which no probe uses; its successor is an unsafe function"
+        reason = "deprecated because of CLONE_FILES, which no probe uses; its successor cannot be called outside of sys"
     )]
     rustix::thread::unshare(flags)
         .map_err(|err| io::Error::new(err.kind(), format!("unshare {flags:?}: {err}")))
@@ -184,6 +195,34 @@ fn private_mounts() -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     Ok(())
+}
+
+/// Maps the ids of a detached clone of /var by a user namespace that another process holds meanwhile.
+fn idmapped_mounts() -> io::Result<String> {
+    let mut holder = Command::new("unshare")
+        .args(["--user", "sh", "-c", "echo; read -r _"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mapped = map_clone(&mut holder);
+    // Closing its standard input ends the holder.
+    drop(holder.stdin.take());
+    holder.wait()?;
+    mapped
+}
+
+fn map_clone(holder: &mut Child) -> io::Result<String> {
+    let mut ready = [0; 1];
+    holder.stdout.take().expect("a pipe was asked for").read_exact(&mut ready)?;
+    for file in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{file}", holder.id()), "0 100000 65536")?;
+    }
+    let user_namespace = fs::File::open(format!("/proc/{}/ns/user", holder.id()))?;
+    private_mounts()?;
+    let tree = open_tree(CWD, "/var", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    crate::sys::mount::map_ids(&tree, false, user_namespace.as_fd())?;
+    Ok("work on the file system of /var".to_owned())
 }
 
 /// Mounts an overlay of two lower directories with the option that Brig uses (`lowerdir+`, since Linux 6.5).

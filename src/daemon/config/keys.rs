@@ -104,8 +104,8 @@ tables! {
     struct Runtime {
         /// The handler of a pod that names none.
         default_handler: String = "\"brig\"", "name of a [handlers.NAME] table";
-        /// Who makes cgroups. Must match the kubelet's; `auto` is systemd where systemd is PID 1 and cgroups are v2,
-        /// otherwise cgroupfs.
+        /// Who makes cgroups. The kubelet asks for this and follows (RuntimeConfig). `auto` is cgroupfs, which works with
+        /// every handler and on every machine; the bundled sandbox does not speak to systemd.
         cgroup_driver: CgroupDriver = "\"auto\"", "cgroupfs, systemd or auto";
         /// Relative names of Localhost seccomp profiles are looked up here; the kubelet's own directory.
         seccomp_root: PathBuf = "\"/var/lib/kubelet/seccomp\"", "absolute path";
@@ -134,7 +134,7 @@ tables! {
         /// name (any other); a bare name is looked up in PATH. When it is missing the handler is not ready and pods
         /// that name it are refused; brigd serves all others.
         path: Program = "\"\"", "absolute path, or a name in PATH";
-        /// The OCI runtime's state directory (its --root); empty for `oci/NAME` in the run directory.
+        /// The OCI runtime's state directory (its --root); empty for `runtimes/NAME` in the run directory.
         root: Option<PathBuf> = "\"\"", "absolute path, or empty";
         /// Options put before the OCI runtime's subcommand, one per item.
         options: Vec<String> = "[]", "list of options";

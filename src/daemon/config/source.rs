@@ -184,10 +184,10 @@ impl RawTable<'_> {
         let raw = self.keys.and_then(|keys| keys.get(key));
         ConfigError::BadValue {
             origin: raw.map_or(Origin::Default, |raw| raw.origin.clone()),
-            table: self.name.to_owned(),
-            key: key.to_owned(),
-            value: raw.map_or_else(String::new, |raw| raw.literal.to_string()),
-            must,
+            table: self.name.into(),
+            key: key.into(),
+            value: raw.map_or_else(String::new, |raw| raw.literal.to_string()).into(),
+            must: must.into(),
         }
     }
 }

@@ -306,6 +306,12 @@ impl UnixAddress {
     }
 }
 
+impl AsRef<Path> for UnixAddress {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
 impl fmt::Display for UnixAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "unix://{}", self.0.display())
@@ -451,7 +457,7 @@ choice!(
         Cgroupfs = "cgroupfs",
         /// systemd makes slices and scopes for us.
         Systemd = "systemd",
-        /// Decided once at start.
+        /// See [`Runtime::cgroup_driver`](super::Runtime).
         Auto = "auto"
     }
 );

@@ -1,6 +1,7 @@
 //! HTTP to one host: hyper with the host's own TLS settings. Knows nothing of registries or credentials.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,20 +73,18 @@ impl SendError {
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
                 return matches!(tls, rustls::Error::InvalidMessage(_));
             }
-            if let Some(io) = error.downcast_ref::<std::io::Error>() {
-                if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                    return matches!(tls, rustls::Error::InvalidMessage(_));
-                }
-                if self.0.is_connect()
-                    && matches!(
-                        io.kind(),
-                        std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset
-                    )
-                {
+            cause = error.source();
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                let hung_up =
+                    matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+                if self.0.is_connect() && hung_up {
                     return true;
                 }
+                // io::Error's source() is the source of what it wraps and not the wrapped error itself.
+                if let Some(inner) = io.get_ref() {
+                    cause = Some(inner);
+                }
             }
-            cause = error.source();
         }
         false
     }

@@ -94,6 +94,8 @@ pub(crate) enum CgroupError {
     },
     #[error("no cgroup {path} in any hierarchy of this host", path = .path.display())]
     Missing { path: PathBuf },
+    #[error("this is not the path of a cgroup")]
+    Path(#[from] PathError),
 }
 
 /// How this host mounts its cgroups.

@@ -79,6 +79,20 @@ fn a_systemd_path_lands_where_systemd_would_put_it() {
     }
 }
 
+#[test]
+fn a_pods_cgroup_is_found_by_either_form_of_its_parent() {
+    for (parent, expected) in [
+        ("/kubepods/pod1", Some("/kubepods/pod1")),
+        ("kubepods-pod1.slice", Some("/kubepods.slice/kubepods-pod1.slice")),
+        ("/kubepods.slice/kubepods-pod1.slice", Some("/kubepods.slice/kubepods-pod1.slice")),
+        ("", None),
+        ("../x", None),
+    ] {
+        let got = CgroupPath::from_parent(parent).ok().map(|path| path.to_string());
+        assert_eq!(got.as_deref(), expected, "{parent}");
+    }
+}
+
 /// A cgroup of this test's own, gone with it.
 struct Scratch(Cgroup);
 

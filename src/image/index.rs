@@ -250,10 +250,10 @@ impl Index {
     /// By id, by name, or `name:tag@digest` as `name@digest`.
     pub(super) fn exact(&self, text: &str) -> Option<&Arc<Image>> {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if let Ok(id) = format!("sha256:{hex}").parse::<Digest>() {
-            if let Some(image) = self.get(&id) {
-                return Some(image);
-            }
+        if let Ok(id) = format!("sha256:{hex}").parse::<Digest>()
+            && let Some(image) = self.get(&id)
+        {
+            return Some(image);
         }
         if let Some(image) = self.by_name(text) {
             return Some(image);

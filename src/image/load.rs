@@ -178,12 +178,17 @@ impl Store {
 struct Found {
     manifest: Vec<u8>,
     config: Vec<u8>,
-    /// Member, digest and size where the file announces them, diff id.
-    layers: Vec<(String, Option<(Digest, u64)>, Digest)>,
+    layers: Vec<FoundLayer>,
     names: Vec<Reference>,
     /// What a registry would serve under the names: the index's digest, or the manifest's.
     named_digest: Option<Digest>,
 }
+
+/// A layer in a file: where it is, what the file announces of its blob, and what it must unpack to.
+type FoundLayer = (String, Option<Announced>, Digest);
+
+/// Digest and size of a blob.
+type Announced = (Digest, u64);
 
 fn layout_images(path: &Path, source: &Source) -> Result<Vec<Found>, LoadError> {
     #[derive(Deserialize)]
@@ -290,11 +295,7 @@ fn docker_images(source: &Source) -> Result<Vec<Found>, LoadError> {
 }
 
 /// docker-archive has no manifest; this one describes its layers as they are in the file.
-fn made_up_manifest(
-    source: &Source,
-    config: &[u8],
-    layers: &[(String, Option<(Digest, u64)>, Digest)],
-) -> Result<Vec<u8>, LoadError> {
+fn made_up_manifest(source: &Source, config: &[u8], layers: &[FoundLayer]) -> Result<Vec<u8>, LoadError> {
     let mut described = Vec::new();
     for (member, _, diff_id) in layers {
         let size =
@@ -318,13 +319,11 @@ fn made_up_manifest(
     Ok(serde_json::to_vec(&manifest).expect("a JSON value can be written"))
 }
 
-type Members = Vec<(String, Option<(Digest, u64)>)>;
-
 fn with_diff_ids(
     config_member: &str,
-    members: Members,
+    members: Vec<(String, Option<Announced>)>,
     config: &[u8],
-) -> Result<Vec<(String, Option<(Digest, u64)>, Digest)>, LoadError> {
+) -> Result<Vec<FoundLayer>, LoadError> {
     let facts = index::config_facts(config)
         .map_err(|source| LoadError::Document { member: config_member.to_owned(), source })?;
     if facts.diff_ids.len() != members.len() {

@@ -102,7 +102,7 @@ impl Store {
         &self,
         container: &ContainerId,
         image: &Image,
-        options: RootfsOptions,
+        options: &RootfsOptions,
     ) -> Result<Rootfs, RootfsError> {
         self.use_layers(container, image)?;
         let folder = self.container_path(container);

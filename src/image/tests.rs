@@ -405,8 +405,8 @@ fn privileged_a_rootfs_shows_the_layers_and_keeps_writes_apart() {
         .finish();
     let image = bench.put(&[bottom, top()], "0", &[ONE]);
     let (a, b) = (ContainerId::random(), ContainerId::random());
-    let first = bench.store().rootfs(&a, &image, RootfsOptions::default()).unwrap();
-    let second = bench.store().rootfs(&b, &image, RootfsOptions::default()).unwrap();
+    let first = bench.store().rootfs(&a, &image, &RootfsOptions::default()).unwrap();
+    let second = bench.store().rootfs(&b, &image, &RootfsOptions::default()).unwrap();
     assert_eq!(list_at(&first.mount, "etc"), ["new", "os"]);
     let stat = rustix::fs::fstat(&first.mount).unwrap();
     assert_eq!((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid), (0o1750, 0, 9));
@@ -442,12 +442,12 @@ fn privileged_a_rootfs_without_layers_or_read_only_works() {
     let bench = Bench::new();
     let empty = bench.put(&[], "0", &[ONE]);
     let id = ContainerId::random();
-    let rootfs = bench.store().rootfs(&id, &empty, RootfsOptions::default()).unwrap();
+    let rootfs = bench.store().rootfs(&id, &empty, &RootfsOptions::default()).unwrap();
     write_at(&rootfs.mount, "file", "1").unwrap();
     assert_eq!(list_at(&rootfs.mount, "."), ["file"]);
     drop(rootfs);
     let options = RootfsOptions { readonly: true, ..RootfsOptions::default() };
-    let rootfs = bench.store().rootfs(&id, &empty, options).unwrap();
+    let rootfs = bench.store().rootfs(&id, &empty, &options).unwrap();
     assert_eq!(list_at(&rootfs.mount, "."), Vec::<String>::new(), "a rootfs starts fresh");
     let err = write_at(&rootfs.mount, "file", "1").unwrap_err();
     assert_eq!(err.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
@@ -458,7 +458,7 @@ fn privileged_an_opaque_root_hides_all_layers_below() {
     let bench = Bench::new();
     let opaque = Tarball::default().file(".wh..wh..opq", "").file("only", "1").finish();
     let image = bench.put(&[base(), opaque], "0", &[ONE]);
-    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, RootfsOptions::default()).unwrap();
+    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, &RootfsOptions::default()).unwrap();
     assert_eq!(list_at(&rootfs.mount, "."), ["only"]);
 }
 
@@ -470,7 +470,7 @@ fn privileged_a_hundred_layers_and_one_twice_are_mounted() {
         .collect();
     layers.push(layers[5].clone());
     let image = bench.put(&layers, "0", &[ONE]);
-    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, RootfsOptions::default()).unwrap();
+    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, &RootfsOptions::default()).unwrap();
     assert_eq!(read_at(&rootfs.mount, "which").unwrap(), "5");
     assert_eq!(list_at(&rootfs.mount, ".").len(), 101);
 }
@@ -521,7 +521,7 @@ fn privileged_files_of_a_rootfs_appear_as_a_user_namespace_maps_them() {
     let namespace = OwnedFd::from(fs::File::open(format!("/proc/{}/ns/user", child.id())).unwrap());
     let id = ContainerId::random();
     let options = RootfsOptions { idmap: Some(namespace), ..RootfsOptions::default() };
-    let rootfs = bench.store().rootfs(&id, &image, options).unwrap();
+    let rootfs = bench.store().rootfs(&id, &image, &options).unwrap();
     let stat = rustix::fs::statat(&rootfs.mount, "etc/os", rustix::fs::AtFlags::empty()).unwrap();
     assert_eq!((stat.st_uid, stat.st_gid), (100_000, 100_000));
     let root = rustix::fs::fstat(&rootfs.mount).unwrap();
@@ -537,7 +537,7 @@ fn privileged_files_of_a_rootfs_appear_as_a_user_namespace_maps_them() {
 fn privileged_attaching_needs_a_directory_and_no_symlink() {
     let bench = Bench::new();
     let image = bench.put(&[base()], "0", &[ONE]);
-    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, RootfsOptions::default()).unwrap();
+    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, &RootfsOptions::default()).unwrap();
     let link = bench.dir.path().join("link");
     std::os::unix::fs::symlink("/tmp", &link).unwrap();
     for target in [link, bench.dir.path().join("missing")] {
@@ -628,7 +628,7 @@ fn privileged_docker_archives_and_oci_layouts_load_as_the_same_image() {
     assert_eq!(bench.store().remove(TWO).unwrap(), Removed::Now);
     assert_eq!(bench.store().load(&folder, None).unwrap()[0].tags, [TWO]);
     let image = bench.store().find("two:2").unwrap().unwrap();
-    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, RootfsOptions::default()).unwrap();
+    let rootfs = bench.store().rootfs(&ContainerId::random(), &image, &RootfsOptions::default()).unwrap();
     assert_eq!(list_at(&rootfs.mount, "etc"), ["new", "os"]);
 }
 

@@ -310,10 +310,10 @@ impl Tree {
             return Err(missing());
         }
         // A link to itself: making it would first remove the target.
-        if let Ok(existing) = rustix::fs::statat(&parent.1, name, AtFlags::SYMLINK_NOFOLLOW) {
-            if (existing.st_dev, existing.st_ino) == (found.st_dev, found.st_ino) {
-                return Ok(());
-            }
+        if let Ok(existing) = rustix::fs::statat(&parent.1, name, AtFlags::SYMLINK_NOFOLLOW)
+            && (existing.st_dev, existing.st_ino) == (found.st_dev, found.st_ino)
+        {
+            return Ok(());
         }
         self.create(parent, name, &|| {
             rustix::fs::linkat(target_parent, *target_name, &parent.1, name, AtFlags::empty())

@@ -12,9 +12,9 @@ use oci_spec::image::ImageConfiguration;
 use rustix::fs::CWD;
 
 use super::bundle::{self, Bundle, BundleInput};
-use super::record::{ContainerRecord, Saved};
 use super::handler::Handler;
 use super::place::PodPlace;
+use super::record::{ContainerRecord, Saved};
 use super::spec::{ContainerSpec, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
@@ -39,7 +39,11 @@ impl Containers {
     /// Creates a container in the pod of `placement`. A repeat of the same call gets the same id.
     ///
     /// Cancel-safe: the work goes on without its caller.
-    pub(crate) async fn create(&self, placement: Placement, spec: ContainerSpec) -> Result<ContainerId, ContainerError> {
+    pub(crate) async fn create(
+        &self,
+        placement: Placement,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, ContainerError> {
         let key = Key {
             pod: placement.pod.clone(),
             name: spec.name.clone(),
@@ -47,10 +51,17 @@ impl Containers {
             request: serde_json::to_string(&spec).expect("a spec has only string keys and finite numbers"),
         };
         let this = self.clone();
-        self.0.creating.run(key, move || async move { this.create_once(placement, Arc::new(spec)).await }).await
+        self.0
+            .creating
+            .run(key, move || async move { this.create_once(placement, Arc::new(spec)).await })
+            .await
     }
 
-    async fn create_once(&self, placement: Placement, spec: Arc<ContainerSpec>) -> Result<ContainerId, ContainerError> {
+    async fn create_once(
+        &self,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<ContainerId, ContainerError> {
         if let Some(id) = self.already_created(&placement.pod, &spec)? {
             return Ok(id);
         }
@@ -61,9 +72,15 @@ impl Containers {
     }
 
     /// The container that an earlier, equal call created and that has not been started since.
-    fn already_created(&self, pod: &PodId, spec: &ContainerSpec) -> Result<Option<ContainerId>, ContainerError> {
+    fn already_created(
+        &self,
+        pod: &PodId,
+        spec: &ContainerSpec,
+    ) -> Result<Option<ContainerId>, ContainerError> {
         let table = self.table();
-        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else { return Ok(None) };
+        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else {
+            return Ok(None);
+        };
         let existing = &table.by_id[id];
         if **existing.spec() == *spec && existing.live().state == State::Created {
             return Ok(Some(id.clone()));
@@ -91,7 +108,9 @@ impl Containers {
                 }
             }
             // The record stays, so the next start of the daemon tries again.
-            Err(error) => tracing::error!(container = %saved.id, error = %error, "cannot take back a container"),
+            Err(error) => {
+                tracing::error!(container = %saved.id, error = %error, "cannot take back a container")
+            }
         }
     }
 }
@@ -107,7 +126,11 @@ struct Intended {
 }
 
 impl Intended {
-    async fn new(all: &Containers, placement: Placement, spec: Arc<ContainerSpec>) -> Result<Self, ContainerError> {
+    async fn new(
+        all: &Containers,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<Self, ContainerError> {
         let (store, name) = (all.0.store.clone(), spec.image.image.clone());
         let found = blocking(move || match store.find(&name)? {
             Some(image) => Ok(Some((store.config(&image)?, image))),
@@ -139,7 +162,8 @@ impl Intended {
             spec,
             id,
         };
-        let record = ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
+        let record =
+            ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
         all.0.records.put(record).await.map_err(|source| ContainerError::Record {
             id: saved.id.to_string(),
             source: Arc::new(source),
@@ -238,17 +262,18 @@ impl BundleWork {
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
         let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
         let parent = place.parent();
-        let Bundle { spec, user, stop_signal, mount_sources, volumes, warnings } = bundle::generate(&BundleInput {
-            spec: &saved.spec,
-            pod: &place.view(&handler, &parent, pid_ns),
-            host: &host,
-            image: &config,
-            rootfs: &rootfs.mount,
-            id: &saved.id,
-            image_mounts: &images.paths,
-            volumes_dir: volumes.as_deref(),
-        })
-        .map_err(bad)?;
+        let Bundle { spec, user, stop_signal, mount_sources, volumes, warnings } =
+            bundle::generate(&BundleInput {
+                spec: &saved.spec,
+                pod: &place.view(&handler, &parent, pid_ns),
+                host: &host,
+                image: &config,
+                rootfs: &rootfs.mount,
+                id: &saved.id,
+                image_mounts: &images.paths,
+                volumes_dir: volumes.as_deref(),
+            })
+            .map_err(bad)?;
         for warning in &warnings {
             tracing::warn!(container = %saved.id, "{warning}");
         }
@@ -322,7 +347,8 @@ impl ImageMounts {
             let Some(source) = source.as_deref().filter(|source| Some(*source) != shm) else { continue };
             let fd = match self.detached.remove(source) {
                 Some(fd) => fd,
-                None => clone_tree(CWD, source, true).map_err(|e| file_error("open the mount source", source, e))?,
+                None => clone_tree(CWD, source, true)
+                    .map_err(|e| file_error("open the mount source", source, e))?,
             };
             fds.push((index, fd));
         }
@@ -397,13 +423,15 @@ impl Bundled {
 pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
     let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
     std::fs::create_dir_all(directory).map_err(|e| file_error("create the log directory", directory, e))?;
-    let fd = std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
+    let fd =
+        std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
     Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
 }
 
 /// Removes a bundle directory and what a foreign runtime had mounted there.
 pub(super) fn remove_bundle(dir: &Path) -> io::Result<()> {
-    let images = std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
+    let images =
+        std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
     for mounted in images.chain([dir.join("rootfs")]) {
         match rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH) {
             // Not a mount point, or not there.

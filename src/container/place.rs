@@ -38,7 +38,12 @@ pub(crate) struct PodPlace {
 
 impl PodPlace {
     /// What `bundle.rs` needs. `pid_ns` is the container's to say: it may want another container's.
-    pub(super) fn view<'a>(&'a self, handler: &'a Handler, parent: &'a str, pid_ns: Option<PathBuf>) -> PodView<'a> {
+    pub(super) fn view<'a>(
+        &'a self,
+        handler: &'a Handler,
+        parent: &'a str,
+        pid_ns: Option<PathBuf>,
+    ) -> PodView<'a> {
         PodView {
             id: &self.id,
             name: &self.name,

@@ -110,6 +110,7 @@ impl Refusal for PodError {
             Self::Container(error) => error.kind(),
             Self::Monitor { source, .. } => source.kind(),
             Self::Network { source, .. } => source.kind(),
+            Self::BadResources { source, .. } => source.kind(),
             Self::Record { .. } | Self::Resources { .. } | Self::Stats { .. } => Kind::Internal,
         }
     }

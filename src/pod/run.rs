@@ -10,8 +10,8 @@ use super::record::{PodRecord, Saved};
 use super::spec::{PodIdentity, PodSpec};
 use super::state::State;
 use super::{Live, Pod, PodError, Pods};
-use crate::container::place::PodPlace;
 use crate::container::handler::Handler;
+use crate::container::place::PodPlace;
 use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
 use crate::id::PodId;
@@ -84,13 +84,10 @@ struct Intended {
 impl Intended {
     async fn new(all: &Pods, spec: Arc<PodSpec>) -> Result<Self, PodError> {
         let handler = all.handler(&spec.handler)?;
-        let saved = Saved {
-            id: PodId::random(),
-            created_at: UnixNanos::now(),
-            handler: handler.name.clone(),
-            spec,
-        };
-        let record = PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
+        let saved =
+            Saved { id: PodId::random(), created_at: UnixNanos::now(), handler: handler.name.clone(), spec };
+        let record =
+            PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
         let put = all.0.records.put(record).await;
         put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
         Ok(Self { all: all.clone(), saved, handler })
@@ -128,7 +125,9 @@ impl Intended {
             log: dir.join("monitor.log"),
         };
         match spawn::spawn(request).await {
-            Ok((monitor, ready)) => Ok(Monitored { place: self.place(&dir, &ready), intended: self, monitor, ready }),
+            Ok((monitor, ready)) => {
+                Ok(Monitored { place: self.place(&dir, &ready), intended: self, monitor, ready })
+            }
             Err(source) => {
                 let cause = PodError::Monitor { name: spec.identity.name.clone(), source: Arc::new(source) };
                 Err(self.fail(cause, None).await)
@@ -183,7 +182,9 @@ struct Monitored {
 
 impl Monitored {
     async fn attach_network(self) -> Result<Networked, PodError> {
-        let Some(netns) = self.ready.net.clone() else { return Ok(Networked { monitored: self, link: None }) };
+        let Some(netns) = self.ready.net.clone() else {
+            return Ok(Networked { monitored: self, link: None });
+        };
         let Saved { id, spec, .. } = &self.intended.saved;
         let attachment = Attachment {
             pod: id,
@@ -233,7 +234,8 @@ impl Networked {
         });
         if let Err(cause) = intended.all.save(&pod).await {
             if let Some(link) = &link {
-                let detached = intended.all.0.network.detach(pod.id(), Some(link), ready.net.as_deref()).await;
+                let detached =
+                    intended.all.0.network.detach(pod.id(), Some(link), ready.net.as_deref()).await;
                 if let Err(error) = detached {
                     tracing::error!(pod = %pod.id(), error = %error, "cannot give the network back");
                 }
@@ -265,7 +267,8 @@ fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
     let shm = dir.join("shm");
     std::fs::create_dir_all(&shm).map_err(|e| file("create directory", &shm, e))?;
     let resolv_conf = dir.join("resolv.conf");
-    let text = resolv::text(spec.dns.as_ref(), spec.namespaces().network == NamespaceMode::Node).map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
+    let text = resolv::text(spec.dns.as_ref(), spec.namespaces().network == NamespaceMode::Node)
+        .map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
     std::fs::write(&resolv_conf, text).map_err(|e| file("write", &resolv_conf, e))?;
     let hostname = dir.join("hostname");
     let name = match spec.hostname.as_str() {
@@ -287,9 +290,14 @@ fn remove_pod_files(dir: &Path, socket: &Path) -> Result<(), PodError> {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(file("unmount", &shm, error.into())),
     }
-    for result in [std::fs::remove_dir_all(dir).map_err(|e| (dir, e)), std::fs::remove_file(socket).map_err(|e| (socket, e))] {
+    for result in [
+        std::fs::remove_dir_all(dir).map_err(|e| (dir, e)),
+        std::fs::remove_file(socket).map_err(|e| (socket, e)),
+    ] {
         match result {
-            Err((path, error)) if error.kind() != io::ErrorKind::NotFound => return Err(file("remove", path, error)),
+            Err((path, error)) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file("remove", path, error));
+            }
             _ => {}
         }
     }

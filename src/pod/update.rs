@@ -24,10 +24,14 @@ impl Pods {
         let Some(change) = resources else { return Ok(()) };
         let merged = pod.live().resources.unwrap_or_default().merged(change);
         if let Some(own) = pod.live().place.own_cgroup() {
-            let limits = bundle::resources(&merged)
-                .map_err(|source| PodError::BadResources { id: pod.id().clone(), source: Arc::new(source) })?;
-            let applied = blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
-            applied.map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
+            let limits = bundle::resources(&merged).map_err(|source| PodError::BadResources {
+                id: pod.id().clone(),
+                source: Arc::new(source),
+            })?;
+            let applied =
+                blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
+            applied
+                .map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
         }
         pod.lock().resources = Some(merged);
         self.save(&pod).await

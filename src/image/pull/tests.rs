@@ -132,7 +132,8 @@ async fn by_digest_an_image_has_no_tag() {
 #[tokio::test]
 async fn from_an_index_the_image_for_the_platform_is_taken() {
     let (bench, registry) = (Bench::new(), Registry::start());
-    let arm = ImageBuilder::new().layer(&[mine(Entry::dir("arm", 0o755))]).platform("linux", "arm64", "v8").build();
+    let arm =
+        ImageBuilder::new().layer(&[mine(Entry::dir("arm", 0o755))]).platform("linux", "arm64", "v8").build();
     let attestation = ImageBuilder::new().platform("unknown", "unknown", "").build();
     let host = small_image("host");
     for image in [&arm, &attestation, &host] {

@@ -247,36 +247,82 @@ impl Index {
         self.images.values()
     }
 
-    /// In this order: an id, a name, `name:tag@digest` as `name@digest`, a manifest digest, a prefix of an id.
-    pub(super) fn find(&self, text: &str) -> Result<Option<Arc<Image>>, FindError> {
-        if text.is_empty() {
-            return Ok(None);
-        }
+    /// By id, by name, or `name:tag@digest` as `name@digest`.
+    pub(super) fn exact(&self, text: &str) -> Option<&Arc<Image>> {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if let Ok(id) = format!("sha256:{hex}").parse::<Digest>() {
-            if let Some(image) = self.get(&id) {
-                return Ok(Some(image.clone()));
-            }
+        if let Ok(id) = format!("sha256:{hex}").parse::<Digest>()
+            && let Some(image) = self.get(&id)
+        {
+            return Some(image);
         }
         if let Some(image) = self.by_name(text) {
-            return Ok(Some(image.clone()));
+            return Some(image);
         }
-        if let Some((name, digest)) = text.split_once('@') {
-            // A colon after the last slash starts a tag; before it, a port.
-            let slash = name.rfind('/').map_or(0, |at| at + 1);
-            if let Some(colon) = name[slash..].find(':') {
-                return Ok(self.by_name(&format!("{}@{digest}", &name[..slash + colon])).cloned());
-            }
-            return Ok(None);
-        }
-        if !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) || hex.is_empty() {
+        let (name, digest) = text.split_once('@')?;
+        // A colon after the last slash starts a tag; before it, a port.
+        let slash = name.rfind('/').map_or(0, |at| at + 1);
+        let colon = name[slash..].find(':')?;
+        self.by_name(&format!("{}@{digest}", &name[..slash + colon]))
+    }
+
+    /// By the first digits of an id.
+    pub(super) fn prefix(&self, text: &str) -> Result<Option<&Arc<Image>>, FindError> {
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.is_empty() || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Ok(None);
         }
         let mut fitting = self.images.values().filter(|image| image.id.hex().starts_with(hex));
-        let first = fitting.next().cloned();
+        let first = fitting.next();
         match fitting.count() {
             0 => Ok(first),
             more => Err(FindError::Ambiguous { prefix: hex.to_owned(), count: more + 1 }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numeric_users_are_ids_or_invalid_and_never_names() {
+        let invalid = |text: &str| ImageUser::Invalid(text.to_owned());
+        for (text, want) in [
+            ("", ImageUser::None),
+            ("0", ImageUser::Uid(0)),
+            ("1000:1000", ImageUser::Uid(1000)),
+            ("2147483647", ImageUser::Uid(2_147_483_647)),
+            ("2147483648", invalid("2147483648")),
+            ("4294967296", invalid("4294967296")),
+            ("-1", invalid("-1")),
+            ("+1", invalid("+1")),
+            ("0x0", invalid("0x0")),
+            ("007", invalid("007")),
+            (":0", invalid(":0")),
+            ("a\nb", invalid("a\nb")),
+            ("nobody:nogroup", ImageUser::Name("nobody".to_owned())),
+            ("1st", ImageUser::Name("1st".to_owned())),
+        ] {
+            assert_eq!(ImageUser::parse(text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_document_that_is_index_and_manifest_at_once_is_refused() {
+        for text in [r#"{"manifests":[],"layers":[]}"#, r#"{"manifests":[],"config":{}}"#] {
+            assert!(matches!(check_manifest(text.as_bytes()), Err(DocumentError::Ambiguous)), "{text}");
+        }
+        check_manifest(br#"{"layers":[],"config":{}}"#).unwrap();
+        let long = vec![b' '; DOCUMENT_BYTES_MAX + 1];
+        assert!(matches!(check_manifest(&long), Err(DocumentError::TooLarge { size: 4_194_305, .. })));
+    }
+
+    #[test]
+    fn configs_with_nulls_and_without_optional_parts_are_read() {
+        let facts =
+            config_facts(br#"{"config":{"Env":null,"User":"7"},"history":null,"created":null}"#).unwrap();
+        assert_eq!((facts.diff_ids, facts.user, facts.created), (vec![], ImageUser::Uid(7), None));
+        let bad = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["../x"]}}"#;
+        assert!(matches!(config_facts(bad), Err(DocumentError::Field { field: "rootfs.diff_ids", .. })));
     }
 }

@@ -272,10 +272,16 @@ impl Store {
         Ok(image)
     }
 
-    /// The image that `text` names: an id, a tag, a name with a digest (and perhaps a tag), or a prefix of an id.
-    /// Names must be normalised. Does not touch the disk.
+    /// The image that `text` names: an id, a tag, a name with a digest (and perhaps a tag), or a prefix of an id, tried
+    /// in this order. Names need not be normalised. Does not touch the disk.
     pub(crate) fn find(&self, text: &str) -> Result<Option<Arc<Image>>, FindError> {
-        self.inner.state().index.find(text)
+        let normalised = text.parse::<reference::Reference>().map(|reference| reference.to_string());
+        let state = self.inner.state();
+        let exact = state.index.exact(text).or_else(|| state.index.exact(normalised.as_deref().ok()?));
+        match exact {
+            Some(image) => Ok(Some(image.clone())),
+            None => Ok(state.index.prefix(text)?.cloned()),
+        }
     }
 
     /// All images, the newest first. Does not touch the disk.

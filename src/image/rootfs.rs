@@ -39,6 +39,10 @@ const FSCONFIG_VALUE_MAX: usize = 256;
 pub(crate) struct RootfsOptions {
     /// The mount itself is read-only at once. Only for who needs to create no mount points in it.
     pub(crate) readonly: bool,
+    /// A user namespace: the layers' files appear with the ids it maps theirs to. Needs idmapped mounts of the
+    /// filesystem the store is on, and Linux 6.15 (before that, overlayfs refuses layers on detached mounts). The
+    /// writable layer is not mapped: overlayfs works in it as the host's root, whom the namespace does not know.
+    pub(crate) idmap: Option<OwnedFd>,
 }
 
 /// A container's root filesystem, not attached anywhere.
@@ -111,21 +115,33 @@ impl Store {
         }
         self.inner.writable.forget(container);
         let lower = self.lower(image)?;
-        // The merged root shows the owner and mode of its uppermost directory.
-        let (uid, gid, mode) =
-            root_attributes(&lower).map_err(RootfsError::io("look at the layers of", &upper))?;
-        std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
-            .and_then(|()| fs::set_permissions(&upper, fs::Permissions::from_mode(mode)))
-            .map_err(RootfsError::io("set owner and mode of", &upper))?;
         let attributes =
             if options.readonly { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
-        let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), attributes };
-        let mount = overlay.mount(&folder).map_err(|(call, source)| RootfsError::Mount {
-            call,
-            image: image.id.clone(),
-            layers: lower.len(),
-            source: source.into(),
-        })?;
+        let failed =
+            |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
+        // Open until the overlay has references of its own.
+        let mapped = match &options.idmap {
+            None => Vec::new(),
+            Some(user_namespace) => lower
+                .iter()
+                .map(|path| map_ids(path, user_namespace))
+                .collect::<io::Result<Vec<_>>>()
+                .map_err(|source| failed("map the ids", source))?,
+        };
+        let shown = match &options.idmap {
+            None => lower.clone(),
+            Some(_) => mapped.iter().map(|mount| PathBuf::from(fd_path(mount.as_fd()))).collect(),
+        };
+        // The merged root shows the owner and mode of its uppermost directory.
+        root_owner(&lower)
+            .and_then(|layer| fs::metadata(&shown[layer]))
+            .and_then(|root| {
+                std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid()))?;
+                fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
+            })
+            .map_err(RootfsError::io("set owner and mode of", &upper))?;
+        let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes };
+        let mount = overlay.mount(&folder).map_err(|(call, source)| failed(call, source.into()))?;
         Ok(Rootfs { mount, upper })
     }
 
@@ -272,16 +288,15 @@ impl Store {
     }
 }
 
-/// Owner and mode of the image's root: those of the uppermost layer that says something about its root.
-fn root_attributes(lower: &[PathBuf]) -> io::Result<(u32, u32, u32)> {
-    for path in lower {
-        let metadata = fs::symlink_metadata(path)?;
-        let attributes = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
-        if attributes != (0, 0, 0o755) {
-            return Ok(attributes);
+/// Whose owner and mode the image's root has: the uppermost layer that says something about its root.
+fn root_owner(lower: &[PathBuf]) -> io::Result<usize> {
+    for (at, path) in lower.iter().enumerate() {
+        let root = fs::symlink_metadata(path)?;
+        if (root.uid(), root.gid(), root.mode() & 0o7777) != (0, 0, 0o755) {
+            return Ok(at);
         }
     }
-    Ok((0, 0, 0o755))
+    Ok(0)
 }
 
 /// An overlay to be mounted.
@@ -368,6 +383,13 @@ impl Overlay<'_> {
     }
 }
 
+/// A detached mount of the directory at `path` with ids as `user_namespace` maps them.
+fn map_ids(path: &Path, user_namespace: &OwnedFd) -> io::Result<OwnedFd> {
+    let mount = clone_of(&open_path(path)?)?;
+    crate::sys::mount::map_ids(&mount, false, user_namespace.as_fd())?;
+    Ok(mount)
+}
+
 /// A detached copy of the mount at `place`, rooted there.
 fn clone_of(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let flags =
@@ -375,8 +397,9 @@ fn clone_of(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     rustix::mount::open_tree(place, "", flags)
 }
 
+/// Follows links: a layer with mapped ids is named by its descriptor in /proc.
 fn open_path(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, path, flags, Mode::empty())
 }
 
@@ -386,4 +409,44 @@ fn fd_path(fd: BorrowedFd<'_>) -> String {
 
 fn errno(err: &io::Error) -> Errno {
     Errno::from_io_error(err).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn privileged_the_way_for_old_kernels_makes_the_same_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        // A name that neither fsconfig nor mount(2) would take as it is.
+        let folder = dir.path().join(format!("a:b,c\\d{}", "x".repeat(240)));
+        let path = |name: &str| folder.join(name);
+        for name in ["top", "bottom", "upper", "work", "scratch"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("top/f"), "top").unwrap();
+        fs::write(path("bottom/f"), "bottom").unwrap();
+        fs::write(path("bottom/g"), "g").unwrap();
+        let (lower, upper, work) = ([path("top"), path("bottom")], path("upper"), path("work"));
+        for way in [Overlay::mount, Overlay::mount_by_path] {
+            for attributes in [MountAttrFlags::empty(), MountAttrFlags::MOUNT_ATTR_RDONLY] {
+                for name in ["upper", "work"] {
+                    fs::remove_dir_all(path(name)).unwrap();
+                    fs::create_dir(path(name)).unwrap();
+                }
+                let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), attributes };
+                let mount = way(&overlay, &path("scratch")).unwrap();
+                let open = |name: &str, flags| {
+                    rustix::fs::openat(&mount, name, flags, Mode::from_raw_mode(0o600)).map(fs::File::from)
+                };
+                let read = |name| io::read_to_string(open(name, OFlags::RDONLY).unwrap()).unwrap();
+                assert_eq!((read("f"), read("g")), ("top".to_owned(), "g".to_owned()));
+                let made = open("new", OFlags::WRONLY | OFlags::CREATE);
+                assert_eq!(made.is_ok(), attributes.is_empty());
+                assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "something stayed mounted");
+    }
 }

@@ -83,10 +83,10 @@ impl Store {
     /// What a container's writable layer takes: disk bytes and inodes, at most 10 s old. Blocking: it walks the
     /// layer. A container without one has nothing.
     pub(crate) fn writable_usage(&self, id: &ContainerId) -> io::Result<(Bytes, u64)> {
-        if let Some((at, bytes, inodes)) = self.inner.writable.lock().get(id) {
-            if at.elapsed() < FRESH_FOR {
-                return Ok((*bytes, *inodes));
-            }
+        if let Some((at, bytes, inodes)) = self.inner.writable.lock().get(id)
+            && at.elapsed() < FRESH_FOR
+        {
+            return Ok((*bytes, *inodes));
         }
         let upper = self.container_path(id).join("upper");
         let directory = match super::unpack::open_directory(&upper) {
@@ -122,8 +122,8 @@ fn walk(directory: BorrowedFd<'_>, depth: usize, sum: &mut Sum) -> io::Result<()
         let kind = FileType::from_raw_mode(stat.st_mode);
         sum.inodes += 1;
         // A file with several names is divided among them; a directory's link count means something else.
-        let names = if kind == FileType::Directory { 1 } else { u64::from(stat.st_nlink).max(1) };
-        sum.bytes += stat.st_blocks.cast_unsigned() * 512 / names;
+        let names = if kind == FileType::Directory { 1 } else { usize::try_from(stat.st_nlink).unwrap_or(1) };
+        sum.bytes += stat.st_blocks.cast_unsigned() * 512 / names.max(1) as u64;
         if sum.inodes >= WALK_ENTRIES_MAX {
             return Ok(());
         }

@@ -414,7 +414,7 @@ impl<R: BufRead> Entries<R> {
             Some(0) | None => std::mem::take(&mut extensions.sparse_map),
             Some(_) => return Err(fail(EntryError::Sparse("its format is none of 0.0, 0.1 and 1.0"))),
         };
-        if numbers.len() % 2 != 0 {
+        if !numbers.len().is_multiple_of(2) {
             return Err(fail(EntryError::Sparse("its map has an odd number of numbers")));
         }
         let pieces: Vec<Piece> =

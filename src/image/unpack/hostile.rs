@@ -249,7 +249,7 @@ fn privileged_huge_extension_headers_are_refused_before_they_are_read() {
         "d/".repeat(3000),
         EntryError::LongPath { limit: 4096 }
     );
-    for records in [&b"5 a=\n"[..], b"x path=1\n", b"99 path=a\n", b"10 path=abc", b"3 a\n"] {
+    for records in [&b"6 a=\n"[..], b"x path=1\n", b"99 path=a\n", b"10 path=abc", b"3 a\n"] {
         assert_refused!(|_: &Bench| Tarball::default().raw(b'x', "p", records), "p", EntryError::Pax);
     }
 }

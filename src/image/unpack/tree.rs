@@ -135,9 +135,10 @@ impl Tree {
         Ok(())
     }
 
-    /// Sets the directories' times, children first. Returns disk bytes and inodes.
+    /// Sets the directories' times, in the order of the archive: of two entries the later counts. Returns disk bytes
+    /// and inodes.
     pub(super) fn finish(mut self) -> io::Result<(u64, u64)> {
-        for (path, times) in std::mem::take(&mut self.directory_times).into_iter().rev() {
+        for (path, times) in std::mem::take(&mut self.directory_times) {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match open_in(&self.root, if path.is_empty() { b"." } else { &path }, flags) {
                 Ok(directory) => rustix::fs::futimens(&directory, &times)?,
@@ -161,35 +162,35 @@ impl Tree {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(EntryError::Parent),
             Err(err) => return Err(call("openat2")(err)),
         }
+        // The deepest parent that exists, by bisection: resolving every prefix of a path of 2000 components takes long.
+        let ends: Vec<usize> = (0..path.len()).filter(|at| path[*at] == b'/').chain([path.len()]).collect();
         let mut at = open_in(&self.root, b".", flags).map_err(call("openat2"))?;
-        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        let mut start = 0;
-        for end in ends.chain([path.len()]) {
-            let name = &path[start..end];
-            start = end + 1;
-            // From the root each time, because a component may be a symlink with a meaning from there.
-            at = match open_in(&self.root, &path[..end], flags) {
-                Ok(directory) => directory,
-                Err(Errno::NOENT) => {
-                    match rustix::fs::mkdirat(&at, name, PARENT_MODE) {
-                        Ok(()) => {}
-                        // There is something, and it leads nowhere: a dangling symlink.
-                        Err(Errno::EXIST) => return Err(EntryError::Parent),
-                        Err(err) => return Err(call("mkdirat")(err)),
-                    }
-                    self.count(1);
-                    let made = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    let made = rustix::fs::openat(&at, name, made, Mode::empty()).map_err(call("openat"))?;
-                    let plain = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    // The umask is this process's affair, not the layer's.
-                    let chmod =
-                        rustix::fs::openat(&at, name, plain, Mode::empty()).map_err(call("openat"))?;
-                    rustix::fs::fchmod(&chmod, PARENT_MODE).map_err(call("fchmod"))?;
-                    made
+        let (mut existing, mut missing) = (0, ends.len());
+        while existing < missing {
+            let middle = usize::midpoint(existing, missing);
+            match open_in(&self.root, &path[..ends[middle]], flags) {
+                Ok(directory) => {
+                    at = directory;
+                    existing = middle + 1;
                 }
+                Err(Errno::NOENT) => missing = middle,
                 Err(Errno::NOTDIR | Errno::LOOP) => return Err(EntryError::Parent),
                 Err(err) => return Err(call("openat2")(err)),
-            };
+            }
+        }
+        let start = if existing == 0 { 0 } else { ends[existing - 1] + 1 };
+        for name in path[start..].split(|byte| *byte == b'/') {
+            match rustix::fs::mkdirat(&at, name, PARENT_MODE) {
+                Ok(()) => {}
+                // There is something, and it leads nowhere: a dangling symlink.
+                Err(Errno::EXIST) => return Err(EntryError::Parent),
+                Err(err) => return Err(call("mkdirat")(err)),
+            }
+            self.count(1);
+            let made = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            at = rustix::fs::openat(&at, name, made, Mode::empty()).map_err(call("openat"))?;
+            // The umask is this process's affair, not the layer's.
+            rustix::fs::fchmod(&at, PARENT_MODE).map_err(call("fchmod"))?;
         }
         Ok((path, at))
     }
@@ -309,10 +310,10 @@ impl Tree {
             return Err(missing());
         }
         // A link to itself: making it would first remove the target.
-        if let Ok(existing) = rustix::fs::statat(&parent.1, name, AtFlags::SYMLINK_NOFOLLOW) {
-            if (existing.st_dev, existing.st_ino) == (found.st_dev, found.st_ino) {
-                return Ok(());
-            }
+        if let Ok(existing) = rustix::fs::statat(&parent.1, name, AtFlags::SYMLINK_NOFOLLOW)
+            && (existing.st_dev, existing.st_ino) == (found.st_dev, found.st_ino)
+        {
+            return Ok(());
         }
         self.create(parent, name, &|| {
             rustix::fs::linkat(target_parent, *target_name, &parent.1, name, AtFlags::empty())

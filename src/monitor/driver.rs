@@ -188,7 +188,8 @@ impl Supervisor {
                 // Before the file is made: a container that has ended gets no new one.
                 self.in_state(&container, &[Created, Running, Paused])?;
                 let directory = fds.first().ok_or_else(|| invalid("the log's directory is missing"))?;
-                let log = LogFile::open(directory, &name).map_err(system(&format!("open the log {name:?}")))?;
+                let log =
+                    LogFile::open(directory, &name).map_err(system(&format!("open the log {name:?}")))?;
                 if !self.find(&container)?.streams.set_log(log) {
                     return Err(invalid("the container has no log"));
                 }
@@ -202,8 +203,13 @@ impl Supervisor {
                 return Ok(Some(Reply::Done));
             }
             Request::Resize { container, columns, rows } => {
-                let sized = self.in_state(&container, &[Created, Running, Paused, Exited])?.streams.resize(columns, rows);
-                sized.ok_or_else(|| invalid("the container has no terminal"))?.map_err(system("resize a terminal"))?;
+                let sized = self
+                    .in_state(&container, &[Created, Running, Paused, Exited])?
+                    .streams
+                    .resize(columns, rows);
+                sized
+                    .ok_or_else(|| invalid("the container has no terminal"))?
+                    .map_err(system("resize a terminal"))?;
                 return Ok(Some(Reply::Done));
             }
             Request::Shutdown => {
@@ -238,8 +244,12 @@ impl Supervisor {
         let mounts: Vec<OwnedFd> = fds.collect();
         let number = self.number();
         let pid_file = create.bundle.join("pid");
-        let mut args: Vec<OsString> =
-            vec!["--bundle".into(), create.bundle.clone().into(), "--pid-file".into(), pid_file.clone().into()];
+        let mut args: Vec<OsString> = vec![
+            "--bundle".into(),
+            create.bundle.clone().into(),
+            "--pid-file".into(),
+            pid_file.clone().into(),
+        ];
         let mut indexes = create.mounts.iter();
         for (position, mount) in mounts.iter().enumerate() {
             if create.rootfs && position == 0 {
@@ -387,7 +397,10 @@ impl Supervisor {
 
     fn simple_unanswered(&mut self, id: &str, stage: &'static str, timeout_ms: u64) -> Result<(), Failure> {
         let then = Then::Nothing { file: None };
-        self.call(id, Call { stage, args: vec![id.into()], timeout_ms, reply: None, then, stdio: None, keep: &[] })
+        self.call(
+            id,
+            Call { stage, args: vec![id.into()], timeout_ms, reply: None, then, stdio: None, keep: &[] },
+        )
     }
 
     fn simple(
@@ -424,7 +437,9 @@ impl Supervisor {
             .map_err(|_| invalid("an argument of the runtime contains a NUL"))?;
         let null = dev_null().map_err(system("open /dev/null"))?;
         let (errors, errors_end) = match call.stdio {
-            None => output_pipe().map(|(read, write)| (Some(read), Some(write))).map_err(system("make a pipe"))?,
+            None => {
+                output_pipe().map(|(read, write)| (Some(read), Some(write))).map_err(system("make a pipe"))?
+            }
             Some(_) => (None, None),
         };
         let [stdin, stdout, stderr] = match call.stdio {
@@ -455,9 +470,12 @@ impl Supervisor {
             let said = job.stderr.as_ref().map(tail).unwrap_or_default();
             let said = match (&job.then, said.is_empty()) {
                 // A container without a terminal has the runtime's standard error as its own.
-                (Then::Create { .. }, true) => {
-                    self.containers.iter().find(|c| c.id == job.container).map(|c| c.streams.said()).unwrap_or_default()
-                }
+                (Then::Create { .. }, true) => self
+                    .containers
+                    .iter()
+                    .find(|c| c.id == job.container)
+                    .map(|c| c.streams.said())
+                    .unwrap_or_default(),
                 _ => said,
             };
             message(&job.log, &said, end)
@@ -477,7 +495,8 @@ impl Supervisor {
 
     /// What the end of a job changes, and the answer; `None` if that comes later.
     fn finish(&mut self, job: &Job, failure: Option<Failure>) -> (Option<Reply>, Vec<OwnedFd>) {
-        let answer = |failure: Option<Failure>| (Some(failure.map_or(Reply::Done, Reply::Failed)), Vec::new());
+        let answer =
+            |failure: Option<Failure>| (Some(failure.map_or(Reply::Done, Reply::Failed)), Vec::new());
         match &job.then {
             Then::Create { pid_file, console } => {
                 let created = match failure {
@@ -550,7 +569,8 @@ impl Supervisor {
             container.streams.set_terminal(master).map_err(system("set up the container's terminal"))?;
         }
         // A child of ours cannot vanish before it is reaped, and reaping it comes after this.
-        let raw = rustix::process::Pid::from_raw(pid).ok_or_else(|| invalid("the runtime wrote the pid 0"))?;
+        let raw =
+            rustix::process::Pid::from_raw(pid).ok_or_else(|| invalid("the runtime wrote the pid 0"))?;
         let process = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok();
         container.pid = Some(pid);
         container.process = process;
@@ -567,7 +587,8 @@ impl Supervisor {
         console: Option<&Console>,
     ) -> Result<(i32, Option<OwnedFd>), Failure> {
         let pid = read_pid(pid_file)?;
-        let terminal = console.map(|console| console.take().map_err(system("take the terminal"))).transpose()?;
+        let terminal =
+            console.map(|console| console.take().map_err(system("take the terminal"))).transpose()?;
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.id == id) {
             exec.pid = pid;
             exec.deadline = exec.timeout.map(|timeout| Instant::now() + timeout);
@@ -636,7 +657,8 @@ fn message(log: &Path, stderr: &[u8], end: End) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(16 * MESSAGE_MAX)..]).into_owned();
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    let logged = lines.filter(|line| line.level == "error" || line.level == "fatal").last().map(|line| line.msg);
+    let logged =
+        lines.filter(|line| line.level == "error" || line.level == "fatal").last().map(|line| line.msg);
     let said = String::from_utf8_lossy(stderr).trim().to_owned();
     let mut message = match (logged, said.is_empty()) {
         (Some(logged), _) => logged,

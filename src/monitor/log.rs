@@ -170,7 +170,9 @@ mod tests {
     fn text(lines: &[(u8, &[u8])], stream: &str) -> Vec<u8> {
         let mut text = Vec::new();
         for (tag, content) in lines {
-            text.extend_from_slice(format!("1970-01-01T00:00:00.000000001Z {stream} {} ", *tag as char).as_bytes());
+            text.extend_from_slice(
+                format!("1970-01-01T00:00:00.000000001Z {stream} {} ", *tag as char).as_bytes(),
+            );
             text.extend_from_slice(content);
             text.push(b'\n');
         }

@@ -85,7 +85,8 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            let source =
+                std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
             eprintln!("brig-monitor: {error}{source}");
             ExitCode::FAILURE
         }
@@ -98,7 +99,8 @@ fn start() -> Result<Supervisor, StartError> {
     rustix::process::setsid().ok();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(failed("become the parent of orphans"))?;
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(failed("copy standard input"))?;
+    let socket =
+        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(failed("copy standard input"))?;
     let null = io::dev_null().map_err(|source| StartError::System { action: "open /dev/null", source })?;
     rustix::stdio::dup2_stdin(&null).map_err(failed("replace standard input"))?;
 
@@ -226,7 +228,8 @@ impl Supervisor {
 
     fn wait(&self, timeout: Option<Duration>) -> Vec<Source> {
         let connections = self.connections.iter().enumerate().map(|(place, connection)| {
-            let flags = if connection.wants_to_send() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let flags =
+                if connection.wants_to_send() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             (Source::Connection(place), connection.socket(), flags)
         });
         let streams = self.containers.iter().enumerate().flat_map(|(place, container)| {
@@ -300,7 +303,9 @@ impl Supervisor {
     }
 
     fn reply(&mut self, to: ReplyTo, reply: Reply, fds: Vec<OwnedFd>) {
-        if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == to.connection) {
+        if let Some(connection) =
+            self.connections.iter_mut().find(|connection| connection.id == to.connection)
+        {
             connection.send(&FromMonitor::Reply { id: to.request, reply }, fds);
         }
     }
@@ -315,7 +320,9 @@ impl Supervisor {
         if let Some(place) = self.jobs.iter().position(|job| job.pid == pid) {
             let job = self.jobs.remove(place);
             self.job_ended(job, end);
-        } else if let Some(place) = self.containers.iter().position(|c| c.pid == Some(pid) && c.exit.is_none()) {
+        } else if let Some(place) =
+            self.containers.iter().position(|c| c.pid == Some(pid) && c.exit.is_none())
+        {
             self.container_ended(place, end);
         } else if let Some(place) = self.execs.iter().position(|exec| exec.pid == pid) {
             let exec = self.execs.remove(place);

@@ -68,10 +68,13 @@ pub(super) fn make(hello: &Hello, mount_namespace: Option<OwnedFd>) -> Result<(P
         rustix::system::sethostname(name.as_bytes())
             .map_err(|e| failed(format!("set the hostname to {name:?}"))(e.into()))?;
     }
-    let root = hello.namespaces.user.as_ref().and_then(|mappings| {
-        mappings.uids.iter().find(|map| map.container == 0).map(|map| map.host)
-    });
-    let (net, ipc): (Vec<_>, Vec<_>) = hello.sysctls.iter().partition(|(key, _)| path_of(key).starts_with("net/"));
+    let root = hello
+        .namespaces
+        .user
+        .as_ref()
+        .and_then(|mappings| mappings.uids.iter().find(|map| map.container == 0).map(|map| map.host));
+    let (net, ipc): (Vec<_>, Vec<_>) =
+        hello.sysctls.iter().partition(|(key, _)| path_of(key).starts_with("net/"));
     set_sysctls(&net)?;
     match root {
         Some(root) if !ipc.is_empty() => as_user(root, || set_sysctls(&ipc))?,
@@ -87,7 +90,8 @@ fn mount_shm(shm: &Shm, own: bool) -> Result<(), NamespaceError> {
         namespace::leave(Kinds::from_iter([Kind::Mount])).map_err(failed("make a mount namespace"))?;
     }
     let options = format!("mode=1777,size={}\0", shm.size_bytes);
-    let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).expect("digits and letters, ended above");
+    let options =
+        std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).expect("digits and letters, ended above");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("shm", &shm.path, "tmpfs", flags, Some(options))
         .map_err(|e| failed(format!("mount a tmpfs at {}", shm.path.display()))(e.into()))
@@ -168,9 +172,11 @@ pub(super) fn end(child: i32) {
 fn map_ids(child: i32, uids: &[IdMap], gids: &[IdMap]) -> Result<(), NamespaceError> {
     for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
         let path = format!("/proc/{child}/{file}");
-        let text: String = maps.iter().map(|m| format!("{} {} {}\n", m.container, m.host, m.length)).collect();
+        let text: String =
+            maps.iter().map(|m| format!("{} {} {}\n", m.container, m.host, m.length)).collect();
         // One write: the kernel takes no second one (user_namespaces(7)).
-        let written = File::options().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        let written =
+            File::options().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
         written.map_err(failed(format!("write {:?} to {path}", text.trim_end())))?;
     }
     Ok(())
@@ -241,8 +247,9 @@ fn set_sysctls(sysctls: &[(&String, &String)]) -> Result<(), NamespaceError> {
     if sysctls.is_empty() {
         return Ok(());
     }
-    let directory = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| failed("open /proc/sys")(e.into()))?;
+    let directory =
+        rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| failed("open /proc/sys")(e.into()))?;
     for (key, value) in sysctls {
         let set = || -> io::Result<()> {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -261,7 +268,8 @@ mod tests {
 
     #[test]
     fn only_sysctls_of_the_pods_own_namespaces_are_allowed() {
-        let (net, ipc) = (Namespaces { net: true, ..Default::default() }, Namespaces { ipc: true, ..Default::default() });
+        let (net, ipc) =
+            (Namespaces { net: true, ..Default::default() }, Namespaces { ipc: true, ..Default::default() });
         for (key, with_net, with_ipc) in [
             ("net.core.somaxconn", true, false),
             ("net/core/somaxconn", true, false),

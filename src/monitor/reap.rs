@@ -140,7 +140,10 @@ mod tests {
     #[test]
     fn the_memory_cgroup_is_found_on_v1_hybrid_and_v2() {
         for (table, file) in [
-            ("12:cpu,cpuacct:/a\n9:memory:/pods/c\n0::/x\n", Some("/sys/fs/cgroup/memory/pods/c/memory.oom_control")),
+            (
+                "12:cpu,cpuacct:/a\n9:memory:/pods/c\n0::/x\n",
+                Some("/sys/fs/cgroup/memory/pods/c/memory.oom_control"),
+            ),
             ("0::/pods/c\n", Some("/sys/fs/cgroup/pods/c/memory.events")),
             ("3:pids:/a\n", None),
             ("", None),

@@ -12,8 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use super::wire::{
-    self, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces, Ready, Reply, Request,
-    Runtime, Status, ToMonitor,
+    self, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces, Ready,
+    Reply, Request, Runtime, Status, ToMonitor,
 };
 use crate::sys::socket;
 
@@ -60,7 +60,15 @@ fn binary() -> &'static Path {
         let own = std::env::current_exe().expect("a test has a path");
         let target = own.ancestors().nth(2).expect("two directories above").to_owned();
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--offline", "--no-default-features", "--bin", "brig-monitor", "--target-dir"])
+            .args([
+                "build",
+                "--quiet",
+                "--offline",
+                "--no-default-features",
+                "--bin",
+                "brig-monitor",
+                "--target-dir",
+            ])
             .arg(target.join("helpers"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status();
@@ -121,7 +129,8 @@ impl Fixture {
         drop(listener);
         let (decoder, events) = (Decoder::default(), Vec::new());
         let ready = Ready::default();
-        let mut fixture = std::mem::ManuallyDrop::new(Self { dir, child, socket, decoder, ready, events, id: 0 });
+        let mut fixture =
+            std::mem::ManuallyDrop::new(Self { dir, child, socket, decoder, ready, events, id: 0 });
         match fixture.answer(0).0 {
             Reply::Ready(ready) => {
                 fixture.ready = ready;
@@ -191,8 +200,14 @@ impl Fixture {
         let bundle = self.dir.path().join(id);
         fs::create_dir_all(&bundle).expect("a bundle");
         fs::write(bundle.join("run"), script).expect("a script");
-        rustix::fs::mknodat(rustix::fs::CWD, bundle.join("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
-            .expect("a fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            bundle.join("fifo"),
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .expect("a fifo");
         let runtime = Runtime {
             path: self.dir.path().join("runtime"),
             root: self.dir.path().join("state"),
@@ -331,7 +346,8 @@ fn a_second_connection_finds_everything_and_a_request_of_the_future_is_refused()
     let mut monitor = Fixture::new(Namespaces::default());
     monitor.run("c", "sleep 1000");
     let expected = monitor.status();
-    let second = std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");
+    let second =
+        std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");
     let first = std::mem::replace(&mut monitor.socket, second.into());
     drop(first);
     assert_eq!(monitor.status(), expected);
@@ -361,7 +377,9 @@ fn privileged_the_pods_namespaces_are_the_monitors_and_a_foreign_sysctl_is_refus
         hello.sysctls.insert("kernel.core_pattern".into(), "x".into());
     });
     match refused.err().expect("refused") {
-        Reply::Failed(Failure::Invalid { message }) => assert!(message.contains("kernel.core_pattern"), "{message}"),
+        Reply::Failed(Failure::Invalid { message }) => {
+            assert!(message.contains("kernel.core_pattern"), "{message}")
+        }
         other => panic!("{other:?}"),
     }
 }

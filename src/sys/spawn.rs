@@ -40,7 +40,14 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<i32> {
     // SAFETY: program and arguments are NUL-terminated and alive, argv ends in a null pointer, actions and attributes
     // are initialised, and `environ` is not changed by anyone in this single-threaded process.
     let result = unsafe {
-        libc::posix_spawn(&mut pid, program.as_ptr(), &actions.0, &attributes.0, argv.as_ptr(), environ.cast())
+        libc::posix_spawn(
+            &mut pid,
+            program.as_ptr(),
+            &actions.0,
+            &attributes.0,
+            argv.as_ptr(),
+            environ.cast(),
+        )
     };
     check_number(result)?;
     Ok(pid)
@@ -199,7 +206,10 @@ mod tests {
     fn a_launched_program_gets_its_descriptors_and_no_blocked_signals() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let script = format!("grep -c '^SigBlk:.0*$' /proc/self/status; test -e /proc/self/fd/{}; echo $?", null.as_raw_fd());
+        let script = format!(
+            "grep -c '^SigBlk:.0*$' /proc/self/status; test -e /proc/self/fd/{}; echo $?",
+            null.as_raw_fd()
+        );
         let args = [c"sh".to_owned(), c"-c".to_owned(), CString::new(script).unwrap()];
         let pid = launch(&Launch {
             program: OsStr::new("/bin/sh"),
@@ -214,6 +224,7 @@ mod tests {
         let mut said = String::new();
         std::io::Read::read_to_string(&mut std::fs::File::from(read), &mut said).unwrap();
         assert_eq!(said, "1\n0\n");
-        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).unwrap();
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty())
+            .unwrap();
     }
 }

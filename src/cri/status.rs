@@ -103,9 +103,7 @@ impl Refusal for PodError {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound(_) => Kind::NotFound,
-            Self::Ambiguous { .. } | Self::NoHandler { .. } | Self::BadResources { .. } => {
-                Kind::InvalidArgument
-            }
+            Self::Ambiguous { .. } | Self::NoHandler { .. } => Kind::InvalidArgument,
             Self::Denied { .. } | Self::NoRuntime { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::File { source, .. } => of_io(source),

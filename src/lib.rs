@@ -51,6 +51,8 @@ mod sandbox;
 #[cfg(feature = "daemon")]
 mod records;
 mod sys;
+#[cfg(feature = "daemon")]
+mod task;
 
 #[cfg(feature = "daemon")]
 mod id;

@@ -1,3 +1,5 @@
+//! The bundled OCI runtime.
+
 fn main() -> std::process::ExitCode {
     brig::sandbox_main()
 }

@@ -1,3 +1,5 @@
+//! The operator's command line.
+
 fn main() -> std::process::ExitCode {
     brig::cli_main()
 }

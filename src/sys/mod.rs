@@ -12,3 +12,5 @@ pub(crate) mod path;
 pub(crate) mod process;
 pub(crate) mod pty;
 pub(crate) mod signal;
+pub(crate) mod socket;
+pub(crate) mod spawn;

@@ -110,11 +110,10 @@ pub(super) fn read(profile: &LinuxSeccomp) -> Result<Verdicts, SeccompError> {
             let mut newest = None;
             for rule in &rules {
                 for name in rule.names {
-                    newest = newest.max(
-                        syscalls::number(name, machine).filter(|n| *n < NUMBERING_END | offset(machine)),
-                    );
+                    let number = syscalls::number(name, machine);
+                    newest = newest.max(number.filter(|number| *number < NUMBERING_END | offset(machine)));
                     if rule.action != default {
-                        verdicts.add(name, rule, default);
+                        verdicts.add(name, number, rule, default);
                     }
                 }
             }
@@ -170,8 +169,8 @@ impl<'a> Rule<'a> {
 }
 
 impl MachineVerdicts {
-    fn add(&mut self, name: &str, rule: &Rule<'_>, default: u32) {
-        if let Some(number) = syscalls::number(name, self.machine) {
+    fn add(&mut self, name: &str, number: Option<u32>, rule: &Rule<'_>, default: u32) {
+        if let Some(number) = number {
             for conditions in &rule.when {
                 self.add_one(number, conditions.clone(), rule.action);
             }
@@ -209,48 +208,44 @@ fn stricter(action: u32, than: u32) -> bool {
 
 /// The i386 call that can carry `name`, and which first argument does so (linux/net.h, linux/ipc.h).
 fn carried(name: &str) -> Option<(&'static str, Condition)> {
-    const SOCKETCALLS: [&str; 20] = [
-        "socket",
-        "bind",
-        "connect",
-        "listen",
-        "accept",
-        "getsockname",
-        "getpeername",
-        "socketpair",
-        "send",
-        "recv",
-        "sendto",
-        "recvfrom",
-        "shutdown",
-        "setsockopt",
-        "getsockopt",
-        "sendmsg",
-        "recvmsg",
-        "accept4",
-        "recvmmsg",
-        "sendmmsg",
-    ];
-    const IPCS: [(&str, u64); 12] = [
-        ("semop", 1),
-        ("semget", 2),
-        ("semctl", 3),
-        ("semtimedop", 4),
-        ("msgsnd", 11),
-        ("msgrcv", 12),
-        ("msgget", 13),
-        ("msgctl", 14),
-        ("shmat", 21),
-        ("shmdt", 22),
-        ("shmget", 23),
-        ("shmctl", 24),
-    ];
-    if let Some(at) = SOCKETCALLS.iter().position(|call| *call == name) {
-        return Some(("socketcall", Condition { index: 0, test: Test::Eq(at as u64 + 1) }));
-    }
-    let (_, call) = IPCS.iter().find(|(call, _)| *call == name)?;
+    let (carrier, call) = match name {
+        "socket" => ("socketcall", 1),
+        "bind" => ("socketcall", 2),
+        "connect" => ("socketcall", 3),
+        "listen" => ("socketcall", 4),
+        "accept" => ("socketcall", 5),
+        "getsockname" => ("socketcall", 6),
+        "getpeername" => ("socketcall", 7),
+        "socketpair" => ("socketcall", 8),
+        "send" => ("socketcall", 9),
+        "recv" => ("socketcall", 10),
+        "sendto" => ("socketcall", 11),
+        "recvfrom" => ("socketcall", 12),
+        "shutdown" => ("socketcall", 13),
+        "setsockopt" => ("socketcall", 14),
+        "getsockopt" => ("socketcall", 15),
+        "sendmsg" => ("socketcall", 16),
+        "recvmsg" => ("socketcall", 17),
+        "accept4" => ("socketcall", 18),
+        "recvmmsg" => ("socketcall", 19),
+        "sendmmsg" => ("socketcall", 20),
+        "semop" => ("ipc", 1),
+        "semget" => ("ipc", 2),
+        "semctl" => ("ipc", 3),
+        "semtimedop" => ("ipc", 4),
+        "msgsnd" => ("ipc", 11),
+        "msgrcv" => ("ipc", 12),
+        "msgget" => ("ipc", 13),
+        "msgctl" => ("ipc", 14),
+        "shmat" => ("ipc", 21),
+        "shmdt" => ("ipc", 22),
+        "shmget" => ("ipc", 23),
+        "shmctl" => ("ipc", 24),
+        _ => return None,
+    };
     // The high half of ipc's first argument is a version.
-    Some(("ipc", Condition { index: 0, test: Test::Masked { mask: 0xffff, value: *call } }))
+    let test = if carrier == "ipc" { Test::Masked { mask: 0xffff, value: call } } else { Test::Eq(call) };
+    Some((carrier, Condition { index: 0, test }))
 }
 
 fn condition(arg: &LinuxSeccompArg, syscall: &str) -> Result<Condition, SeccompError> {

@@ -31,7 +31,7 @@ impl Call {
             OFFSET_ARCH => self.arch,
             16..64 if offset.is_multiple_of(4) => {
                 let arg = self.args[(offset as usize - 16) / 8];
-                if offset % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
+                if offset.is_multiple_of(8) { arg as u32 } else { (arg >> 32) as u32 }
             }
             _ => panic!("load from offset {offset} outside struct seccomp_data"),
         }
@@ -113,7 +113,7 @@ fn expected(profile: &Value, call: &Call) -> u32 {
             other => panic!("{other}"),
         }
     };
-    let mut newest = 0;
+    let mut newest = None;
     let mut unconditional = None;
     let mut conditional = None;
     for rule in profile["syscalls"].as_array().unwrap() {
@@ -124,7 +124,7 @@ fn expected(profile: &Value, call: &Call) -> u32 {
         for name in rule["names"].as_array().unwrap() {
             let name = name.as_str().unwrap();
             let number = syscalls::number(name, machine);
-            newest = newest.max(number.unwrap_or(0));
+            newest = newest.max(number);
             if result == default {
                 continue;
             }
@@ -144,7 +144,7 @@ fn expected(profile: &Value, call: &Call) -> u32 {
         }
     }
     let denies = !["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"].contains(&default_name);
-    let beyond = if denies && newest > 0 && call.nr > newest { ENOSYS } else { default };
+    let beyond = if denies && newest.is_some_and(|newest| call.nr > newest) { ENOSYS } else { default };
     unconditional.or(conditional).unwrap_or(beyond)
 }
 

@@ -4,6 +4,7 @@
 //! and puts it back, last first, when a later write fails. Values that hold each other in bounds (quota and period, memory
 //! and swap) are written in the order that the kernel accepts: it is tried, and at most six orders exist.
 
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
@@ -58,18 +59,21 @@ impl Cgroup {
     fn apply_devices(&self, policy: &devices::Policy) -> Result<(), CgroupError> {
         if let Some(dir) = self.v1_dir(Controller::Devices) {
             let old = read_file(&dir.join("devices.list"))?;
-            let write = |(file, value): (&str, String)| write_file(&dir.join(file), &value);
-            return policy.v1_writes().into_iter().try_for_each(write).map_err(|err| {
-                let mut back = vec![("devices.deny", "a".to_owned())];
-                back.extend(old.lines().map(|line| ("devices.allow", line.to_owned())));
-                match back.into_iter().try_for_each(write) {
-                    Ok(()) => err,
-                    Err(CgroupError::Write { path, value, source: undo }) => {
-                        CgroupError::Undo { path, value, undo, source: Box::new(err) }
+            let mut files = DeviceFiles::open(&dir)?;
+            return policy
+                .v1_writes()
+                .into_iter()
+                .try_for_each(|(allow, rule)| files.write(allow, &rule))
+                .map_err(|err| {
+                    let mut back = vec![(false, "a")];
+                    back.extend(old.lines().map(|line| (true, line)));
+                    match back.into_iter().try_for_each(|(allow, rule)| files.write(allow, rule)) {
+                        Err(CgroupError::Write { path, value, source: undo }) => {
+                            CgroupError::Undo { path, value, undo, source: Box::new(err) }
+                        }
+                        _ => err,
                     }
-                    Err(_) => err,
-                }
-            });
+                });
         }
         if self.hierarchy.mode() != Mode::V2 {
             return Err(no_controller("linux.resources.devices", "", "devices"));
@@ -79,6 +83,34 @@ impl Cgroup {
         let dir =
             self.v2_dir_fd().map_err(failed)?.ok_or_else(|| CgroupError::Missing { path: path.clone() })?;
         bpf::replace_device_filter(std::os::fd::AsFd::as_fd(&dir), &policy.program()).map_err(failed)
+    }
+}
+
+/// `devices.allow` and `devices.deny`, opened once: a container has a dozen rules.
+struct DeviceFiles {
+    allow: (PathBuf, File),
+    deny: (PathBuf, File),
+}
+
+impl DeviceFiles {
+    fn open(dir: &Path) -> Result<Self, CgroupError> {
+        let open = |name: &str| {
+            let path = dir.join(name);
+            match OpenOptions::new().write(true).open(&path) {
+                Ok(file) => Ok((path, file)),
+                Err(source) => Err(CgroupError::Write { path, value: String::new(), source }),
+            }
+        };
+        Ok(Self { allow: open("devices.allow")?, deny: open("devices.deny")? })
+    }
+
+    fn write(&mut self, allow: bool, rule: &str) -> Result<(), CgroupError> {
+        use std::io::Write;
+        let (path, file) = if allow { &mut self.allow } else { &mut self.deny };
+        match file.write_all(rule.as_bytes()) {
+            Ok(()) => Ok(()),
+            Err(source) => Err(CgroupError::Write { path: path.clone(), value: rule.to_owned(), source }),
+        }
     }
 }
 
@@ -93,7 +125,7 @@ fn write_in_some_order(group: &Group, undo: &mut Vec<Write>) -> Result<(), Cgrou
         let mut done = Vec::new();
         let result = order.iter().try_for_each(|&i| {
             let write = &group[i];
-            let before = read_back(&write.path);
+            let before = read_back(&write.path, &write.value);
             write_file(&write.path, &write.value)?;
             done.extend(before.map(|value| Write { path: write.path.clone(), value }));
             Ok(())
@@ -130,9 +162,20 @@ fn orders(len: usize) -> &'static [&'static [usize]] {
 }
 
 /// What to write to have a file as it is now; `None` when it cannot be read (`memory.reclaim`).
-fn read_back(path: &Path) -> Option<String> {
+fn read_back(path: &Path, new: &str) -> Option<String> {
     let text = read_file(path).ok()?;
     let name = path.file_name()?.to_str()?;
+    // One line for each device: only the one that is about to change matters, and it may not be there yet.
+    if let Some((device, setting)) = new.split_once(' ').filter(|(device, _)| device.contains(':')) {
+        let before =
+            text.lines().find(|line| line.strip_prefix(device).is_some_and(|rest| rest.starts_with(' ')));
+        return Some(match (before, name, setting.split_once('=')) {
+            (Some(line), _, _) => line.to_owned(),
+            (None, "io.max", Some((key, _))) => format!("{device} {key}=max"),
+            (None, "io.weight" | "io.bfq.weight", _) => format!("{device} default"),
+            (None, _, _) => format!("{device} 0"),
+        });
+    }
     // `memory.oom_control` reads as a table but takes one number.
     if name == "memory.oom_control" {
         return keyed(&text, "oom_kill_disable").map(|n| n.to_string());
@@ -145,12 +188,8 @@ fn read_back(path: &Path) -> Option<String> {
 fn roll_back(undo: Vec<Write>, cause: CgroupError) -> CgroupError {
     let mut failed = None;
     for write in undo.into_iter().rev() {
-        // Files with one line per device take one line per write.
-        for line in write.value.lines().chain(write.value.is_empty().then_some("")) {
-            let line = if line.is_empty() { "\n" } else { line };
-            if let Err(CgroupError::Write { path, value, source }) = write_file(&write.path, line) {
-                failed.get_or_insert((path, value, source));
-            }
+        if let Err(CgroupError::Write { path, value, source }) = write_file(&write.path, &write.value) {
+            failed.get_or_insert((path, value, source));
         }
     }
     match failed {

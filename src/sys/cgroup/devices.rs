@@ -94,13 +94,9 @@ impl Policy {
         }
     }
 
-    /// What to write to which file, in order.
-    pub(super) fn v1_writes(&self) -> Vec<(&'static str, String)> {
-        let (all, each) = if self.allow_by_default {
-            ("devices.allow", "devices.deny")
-        } else {
-            ("devices.deny", "devices.allow")
-        };
+    /// What to write, in order: `true` to `devices.allow`, `false` to `devices.deny`.
+    pub(super) fn v1_writes(&self) -> Vec<(bool, String)> {
+        let (all, each) = (self.allow_by_default, !self.allow_by_default);
         let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
         let mut writes = vec![(all, "a".to_owned())];
         writes.extend(self.exceptions.iter().map(|one| {
@@ -223,10 +219,10 @@ mod tests {
         assert_eq!(
             policy.v1_writes(),
             [
-                ("devices.deny", "a".to_owned()),
-                ("devices.allow", "c 1:3 rwm".to_owned()),
-                ("devices.allow", "c 136:* rw".to_owned()),
-                ("devices.allow", "b *:* m".to_owned()),
+                (false, "a".to_owned()),
+                (true, "c 1:3 rwm".to_owned()),
+                (true, "c 136:* rw".to_owned()),
+                (true, "b *:* m".to_owned()),
             ]
         );
         let code = policy.program();

@@ -94,6 +94,8 @@ pub(crate) enum CgroupError {
     },
     #[error("no cgroup {path} in any hierarchy of this host", path = .path.display())]
     Missing { path: PathBuf },
+    #[error("this is not the path of a cgroup")]
+    Path(#[from] PathError),
 }
 
 /// How this host mounts its cgroups.
@@ -206,6 +208,12 @@ impl Hierarchy {
             }
         }
         found
+    }
+
+    /// As [`Hierarchy::detect`], with an error that names what was read.
+    pub(crate) fn of_host() -> Result<Self, CgroupError> {
+        let read = |source| CgroupError::Read { path: "/proc/self/mountinfo".into(), source };
+        Self::detect().map_err(read)
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -668,7 +676,8 @@ fn gone(err: &io::Error) -> bool {
 
 fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
     use io::Read;
-    let mut text = String::new();
+    // A page holds nearly every cgroup file, and then one read(2) does instead of one for each doubling.
+    let mut text = String::with_capacity(4096);
     fs::File::open(path)?.take(bytes_max).read_to_string(&mut text)?;
     Ok(text)
 }

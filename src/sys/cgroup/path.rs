@@ -74,6 +74,14 @@ impl CgroupPath {
         Self::new(&path)
     }
 
+    /// A pod's cgroup from the kubelet's `cgroup_parent`: a path, or a slice by its name (or the path of nested ones).
+    pub(crate) fn from_parent(parent: &str) -> Result<Self, PathError> {
+        if parent.ends_with(".slice") {
+            return Self::new(&Self::slice_dirs(parent.rsplit('/').next().unwrap_or(parent))?);
+        }
+        Self::new(Path::new(parent))
+    }
+
     /// A slice's directories: `a-b-c.slice` is `a.slice/a-b.slice/a-b-c.slice` (systemd.slice(5)). The root slice has none.
     pub(crate) fn slice_dirs(slice: &str) -> Result<PathBuf, PathError> {
         let bad = || PathError::Slice(slice.to_owned());
@@ -94,6 +102,14 @@ impl CgroupPath {
         }
         path.push(slice);
         Ok(path)
+    }
+
+    /// From an OCI config's `linux.cgroupsPath`: `slice:prefix:name`, else a path.
+    pub(crate) fn of_oci(text: &str) -> Result<Self, PathError> {
+        match text.split(':').collect::<Vec<_>>()[..] {
+            [slice, prefix, name] => Self::from_systemd(slice, prefix, name),
+            _ => Self::new(Path::new(text)),
+        }
     }
 
     /// Without a leading slash.

@@ -79,6 +79,152 @@ fn a_systemd_path_lands_where_systemd_would_put_it() {
     }
 }
 
+#[test]
+fn a_pods_cgroup_is_found_by_either_form_of_its_parent() {
+    for (parent, expected) in [
+        ("/kubepods/pod1", Some("/kubepods/pod1")),
+        ("kubepods-pod1.slice", Some("/kubepods.slice/kubepods-pod1.slice")),
+        ("/kubepods.slice/kubepods-pod1.slice", Some("/kubepods.slice/kubepods-pod1.slice")),
+        ("", None),
+        ("../x", None),
+    ] {
+        let got = CgroupPath::from_parent(parent).ok().map(|path| path.to_string());
+        assert_eq!(got.as_deref(), expected, "{parent}");
+    }
+}
+
+/// Goal: v2's files and units, on hosts without v2 controllers too. Method: a folder with the files of a cgroup stands in for
+/// one; what is written stays in them.
+#[test]
+fn resources_become_the_files_and_units_of_v2() {
+    let root = tempfile::tempdir().unwrap();
+    let hierarchy = Hierarchy { v1: Vec::new(), v2: Some(root.path().to_owned()), systemd: false };
+    let dir = root.path().join("c");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").unwrap();
+    let files = [
+        "cpu.max",
+        "cpu.max.burst",
+        "cpu.weight",
+        "cpuset.cpus",
+        "hugetlb.2MB.max",
+        "hugetlb.2MB.rsvd.max",
+        "io.max",
+        "io.weight",
+        "memory.high",
+        "memory.low",
+        "memory.max",
+        "memory.swap.max",
+        "pids.max",
+    ];
+    let clear = || {
+        for file in files {
+            fs::write(dir.join(file), if file == "cpu.max" { "max 50000" } else { "" }).unwrap();
+        }
+    };
+    let cgroup = Cgroup::open(&hierarchy, &CgroupPath::new(Path::new("/c")).unwrap()).unwrap();
+    let apply = |value: Value| cgroup.apply(&serde_json::from_value::<LinuxResources>(value).unwrap());
+    for (resources, file, expected) in [
+        (json!({"cpu": {"shares": 1024}}), "cpu.weight", "100"),
+        (json!({"cpu": {"quota": 12_000_000, "period": 100_000}}), "cpu.max", "12000000 100000"),
+        (json!({"cpu": {"quota": 1_000_000}}), "cpu.max", "1000000 50000"),
+        (json!({"cpu": {"burst": 5}}), "cpu.max.burst", "5"),
+        (json!({"cpu": {"cpus": "0-1"}}), "cpuset.cpus", "0-1"),
+        (json!({"memory": {"limit": 100}}), "memory.max", "100"),
+        (json!({"memory": {"limit": -1}}), "memory.max", "max"),
+        (json!({"memory": {"limit": -1}}), "memory.swap.max", "max"),
+        (json!({"memory": {"limit": 100, "swap": 100}}), "memory.swap.max", "0"),
+        (json!({"memory": {"limit": 100, "swap": 300}}), "memory.swap.max", "200"),
+        (json!({"memory": {"limit": 100, "swap": -1}}), "memory.swap.max", "max"),
+        (json!({"memory": {"reservation": 50}}), "memory.low", "50"),
+        (json!({"pids": {"limit": -1}}), "pids.max", "max"),
+        (json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4}]}), "hugetlb.2MB.rsvd.max", "4"),
+        (json!({"blockIO": {"weight": 500}}), "io.weight", "4950"),
+        (
+            json!({"blockIO": {"throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 9}]}}),
+            "io.max",
+            "8:0 wiops=9",
+        ),
+        (json!({"unified": {"memory.high": "77"}}), "memory.high", "77"),
+    ] {
+        clear();
+        assert_eq!(apply(resources.clone()).unwrap(), []);
+        assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), expected, "{resources}");
+    }
+    for (resources, expected) in [
+        (
+            json!({"memory": {"limit": 100, "swap": 50}}),
+            "linux.resources.memory.swap \"50\" is not valid: it is the sum of memory and swap, but lies below the memory limit",
+        ),
+        (
+            json!({"memory": {"swap": 50}}),
+            "linux.resources.memory.swap \"50\" is not valid: it is the sum of memory and swap, so it needs a memory limit",
+        ),
+        (
+            json!({"unified": {"memory.nonsense": "1"}}),
+            "linux.resources.unified \"memory.nonsense\" is not valid: this host's cgroup v2 has no such file",
+        ),
+        (
+            json!({"rdma": {"mlx5": {"hcaHandles": 1}}}),
+            "linux.resources.rdma \"mlx5\" cannot be set: this host has no rdma cgroup controller",
+        ),
+    ] {
+        assert_eq!(apply(resources).unwrap_err().to_string(), expected);
+    }
+    // Without swap accounting, a limit of memory alone is still kept, and a real limit on swap is not silently lost.
+    fs::remove_file(dir.join("memory.swap.max")).unwrap();
+    assert_eq!(apply(json!({"memory": {"limit": 100, "swap": 100}})).unwrap(), []);
+    assert_eq!(
+        apply(json!({"memory": {"limit": 100, "swap": 200}})).unwrap(),
+        [Warning("linux.resources.memory.swap is ignored: this kernel does not account swap".to_owned())]
+    );
+}
+
+#[test]
+fn statistics_of_v2_are_read_in_the_units_of_v1() {
+    let root = tempfile::tempdir().unwrap();
+    let hierarchy = Hierarchy { v1: Vec::new(), v2: Some(root.path().to_owned()), systemd: false };
+    let dir = root.path().join("c");
+    fs::create_dir(&dir).unwrap();
+    for (file, text) in [
+        (
+            "cpu.stat",
+            "usage_usec 5000\nuser_usec 3000\nsystem_usec 2000\nnr_periods 4\nnr_throttled 1\nthrottled_usec 9\n",
+        ),
+        ("memory.current", "1000\n"),
+        ("memory.max", "4000\n"),
+        ("memory.stat", "anon 600\nfile 400\ninactive_file 300\npgfault 7\npgmajfault 1\n"),
+        ("memory.events", "low 0\nhigh 0\nmax 2\noom 1\noom_kill 3\noom_group_kill 0\n"),
+        ("memory.swap.current", "10\n"),
+        ("memory.swap.max", "max\n"),
+        ("pids.current", "5\n"),
+        ("pids.max", "max\n"),
+        ("cpu.pressure", "some avg10=1.50 avg60=0.00 avg300=0.00 total=3\n"),
+    ] {
+        fs::write(dir.join(file), text).unwrap();
+    }
+    let path = CgroupPath::new(Path::new("/c")).unwrap();
+    let stats = Cgroup::open(&hierarchy, &path).unwrap().stats().unwrap();
+    let cpu = stats.cpu.unwrap();
+    assert_eq!(
+        (cpu.usage_ns, cpu.user_ns, cpu.system_ns, cpu.throttled_ns),
+        (5_000_000, 3_000_000, 2_000_000, 9_000)
+    );
+    let memory = stats.memory.unwrap();
+    assert_eq!(
+        (memory.usage, memory.working_set, memory.rss, memory.available),
+        (1000, 700, 600, Some(3300))
+    );
+    assert_eq!(
+        (memory.swap_usage, memory.swap_limit, memory.oom_kills, memory.limit_hits),
+        (Some(10), None, 3, 2)
+    );
+    assert_eq!(stats.pids.unwrap(), PidsStats { current: 5, limit: None });
+    assert_eq!(stats.cpu_psi.unwrap().some.avg10_centipercent, 150);
+    assert_eq!((stats.memory_psi, stats.io), (None, Vec::new()));
+    assert_eq!(OomCounter::open(&hierarchy, &path).unwrap().unwrap().count().unwrap(), 3);
+}
+
 /// A cgroup of this test's own, gone with it.
 struct Scratch(Cgroup);
 
@@ -169,6 +315,22 @@ fn privileged_a_change_that_fails_half_way_leaves_everything_as_it_was() {
     if let Some(shares) = scratch.v1(Controller::Cpu, "cpu.shares") {
         assert_eq!(shares, "100");
     }
+}
+
+#[test]
+fn privileged_a_limit_for_a_device_is_taken_back_when_a_later_one_fails() {
+    let scratch = Scratch::new("io");
+    let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let disk = disks.filter_map(|disk| std::fs::read_to_string(disk.path().join("dev")).ok()).next();
+    let Some((major, minor)) = disk.as_deref().and_then(|text| text.trim().split_once(':')) else { return };
+    let rate = |n: u64| json!({"major": major.parse::<i64>().unwrap(), "minor": minor.parse::<i64>().unwrap(), "rate": n});
+    let bad = json!({"major": 4095, "minor": 4095, "rate": 1});
+    let limit = || scratch.v1(Controller::Blkio, "blkio.throttle.read_bps_device");
+    scratch.apply(json!({"blockIO": {"throttleReadBpsDevice": [rate(1 << 20), bad]}})).unwrap_err();
+    assert!(limit().is_none_or(|text| text.is_empty()));
+    scratch.apply(json!({"blockIO": {"throttleReadBpsDevice": [rate(1 << 20)]}})).unwrap();
+    scratch.apply(json!({"blockIO": {"throttleReadBpsDevice": [rate(2 << 20), bad]}})).unwrap_err();
+    assert!(limit().is_none_or(|text| text == format!("{major}:{minor} {}", 1 << 20)));
 }
 
 #[test]

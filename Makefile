@@ -1,0 +1,38 @@
+# The ways to build, test and try Brig. Each target does its own set-up; `make test` is what CI runs.
+
+# The helpers are static, so that starting one costs no dynamic linking and no library of the host is mapped.
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+DIST := target/dist
+
+.PHONY: setup build test demo bench install uninstall clean
+
+setup:
+	@deploy/setup.sh
+
+# All four binaries end up beside each other in target/dist, where they find each other.
+build: setup
+	cargo build --release --bin brigd --bin brig
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile helper --no-default-features \
+		--target $(HOST) --bin brig-monitor --bin brig-sandbox
+	@mkdir -p $(DIST)
+	@install -m 0755 target/release/brigd target/release/brig $(DIST)/
+	@install -m 0755 target/$(HOST)/helper/brig-monitor target/$(HOST)/helper/brig-sandbox $(DIST)/
+
+test: setup
+	@tests/run.sh
+
+# IMAGE=name pulls from a registry; without it the machine's own busybox becomes an image.
+demo: build
+	@deploy/demo.sh $(IMAGE)
+
+bench: build
+	@tests/run.sh bench
+
+install: build
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" deploy/install.sh install
+
+uninstall:
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" deploy/install.sh uninstall
+
+clean:
+	cargo clean

@@ -1,0 +1,483 @@
+//! What confines a container: namespaces, cgroup, resources, devices, seccomp, masked paths, sysctls.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup,
+    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxSeccomp,
+};
+use rustix::fs::{FileType, major, minor};
+
+use super::process::{CapabilitySets, selinux};
+use super::seccomp_file;
+use super::{BundleError, BundleInput, Host};
+use crate::container::seccomp_default;
+use crate::container::spec::{NamespaceMode, Namespaces, Resources, Security, SecurityProfile};
+
+/// What a container must not read: the host's hardware, keys and timings.
+const MASKED: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/selinux",
+];
+
+/// What it may read but not write.
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+pub(super) fn linux(
+    input: &BundleInput<'_>,
+    capabilities: &CapabilitySets,
+    rootfs_propagation: Option<&'static str>,
+    warnings: &mut Vec<String>,
+) -> Result<Linux, BundleError> {
+    let security = &input.spec.security;
+    check_sysctls(input.pod.sysctls, input.pod.namespaces)?;
+    let (devices, rules) = devices(input, warnings)?;
+    let mut resources = resources(&input.spec.resources)?;
+    resources.set_devices(Some(rules));
+    if let Some(limit) = input.host.pids_limit {
+        resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build()?));
+    }
+    let mut builder = LinuxBuilder::default()
+        .namespaces(namespaces(input)?)
+        .resources(resources)
+        .cgroups_path(cgroups_path(input.pod.cgroup_parent, input.id.as_str())?)
+        .devices(devices)
+        .masked_paths(paths(input, &security.masked_paths, &MASKED))
+        .readonly_paths(paths(input, &security.readonly_paths, &READONLY));
+    if !input.pod.sysctls.is_empty() {
+        builder = builder.sysctl(input.pod.sysctls.clone().into_iter().collect::<HashMap<_, _>>());
+    }
+    if let Some(propagation) = rootfs_propagation {
+        builder = builder.rootfs_propagation(propagation);
+    }
+    if let Some((_, label)) = selinux(security, input.host) {
+        builder = builder.mount_label(label);
+    }
+    if let Some(profile) = seccomp(security, input.host, capabilities)? {
+        builder = builder.seccomp(profile);
+    }
+    Ok(builder.build()?)
+}
+
+fn namespaces(input: &BundleInput<'_>) -> Result<Vec<LinuxNamespace>, BundleError> {
+    let pod = input.pod;
+    let mut all = Vec::new();
+    let mut put = |kind: LinuxNamespaceType, path: Option<&PathBuf>| -> Result<(), BundleError> {
+        let builder = LinuxNamespaceBuilder::default().typ(kind);
+        all.push(match path {
+            Some(path) => builder.path(path).build()?,
+            None => builder.build()?,
+        });
+        Ok(())
+    };
+    // A user namespace owns the others, so it is entered first.
+    if let Some(path) = &pod.user_ns {
+        put(LinuxNamespaceType::User, Some(path))?;
+    }
+    put(LinuxNamespaceType::Mount, None)?;
+    for (kind, name, mode, path) in [
+        (LinuxNamespaceType::Network, "network", &pod.namespaces.network, &pod.network_ns),
+        (LinuxNamespaceType::Ipc, "ipc", &pod.namespaces.ipc, &pod.ipc_ns),
+    ] {
+        match (mode, path) {
+            (NamespaceMode::Node, _) => {}
+            (_, Some(path)) => put(kind, Some(path))?,
+            (mode, None) => {
+                return Err(BundleError::Namespace { namespace: name, mode: format!("{mode:?}") });
+            }
+        }
+    }
+    // The hostname goes with the network: a pod in the host's network has the host's name.
+    if let Some(path) = &pod.uts_ns {
+        put(LinuxNamespaceType::Uts, Some(path))?;
+    }
+    match (&input.spec.security.namespaces.pid, &pod.pid_ns) {
+        (NamespaceMode::Node, _) => {}
+        (NamespaceMode::Container, _) => put(LinuxNamespaceType::Pid, None)?,
+        (NamespaceMode::Pod | NamespaceMode::Target(_), Some(path)) => {
+            put(LinuxNamespaceType::Pid, Some(path))?
+        }
+        (mode, None) => {
+            return Err(BundleError::Namespace { namespace: "pid", mode: format!("{mode:?}") });
+        }
+    }
+    // A privileged container is there to see the host's cgroups.
+    if !input.spec.security.privileged {
+        put(LinuxNamespaceType::Cgroup, None)?;
+    }
+    Ok(all)
+}
+
+/// OCI's `cgroupsPath` for a container below the pod's parent: `/parent/<id>`, or `slice:brig:<id>` for a systemd slice.
+///
+/// # Errors
+///
+/// [`BundleError::CgroupParent`] for a parent with `..`, control characters or a path to a slice instead of its name.
+pub(crate) fn cgroups_path(parent: &str, id: &str) -> Result<PathBuf, BundleError> {
+    let bad = |why| BundleError::CgroupParent { parent: parent.to_owned(), why };
+    if parent.contains("..") {
+        return Err(bad("it contains \"..\""));
+    }
+    if parent.chars().any(char::is_control) || parent.contains(':') {
+        return Err(bad("it contains a colon or a control character"));
+    }
+    if parent.is_empty() {
+        return Ok(Path::new("/brig").join(id));
+    }
+    if parent.ends_with(".slice") {
+        let name = parent.trim_start_matches('/');
+        // The kubelet may send the whole path of nested slices; the last names them all.
+        let slice = name.rsplit('/').next().unwrap_or(name);
+        return Ok(PathBuf::from(format!("{slice}:brig:{id}")));
+    }
+    if !parent.starts_with('/') {
+        return Err(bad("it is neither an absolute path nor a systemd slice"));
+    }
+    Ok(Path::new(parent).join(id))
+}
+
+/// CRI's resources as OCI's; what is unset stays unset. Also for `UpdateContainerResources`.
+///
+/// # Errors
+///
+/// [`BundleError::Resource`] naming the field.
+pub(crate) fn resources(resources: &Resources) -> Result<LinuxResources, BundleError> {
+    let invalid = |field, value: String, why| BundleError::Resource { field, value, why };
+    let mut builder = LinuxResourcesBuilder::default();
+    let r = resources;
+    let mut cpu = LinuxCpuBuilder::default();
+    let mut has_cpu = false;
+    // 0 is proto's "not said".
+    if let Some(shares) = r.cpu_shares.filter(|n| *n != 0) {
+        (cpu, has_cpu) = (cpu.shares(shares), true);
+    }
+    if let Some(quota) = r.cpu_quota_us.filter(|n| *n != 0) {
+        (cpu, has_cpu) = (cpu.quota(quota), true);
+    }
+    if let Some(period) = r.cpu_period_us.filter(|n| *n != 0) {
+        (cpu, has_cpu) = (cpu.period(period), true);
+    }
+    for (field, text) in [("cpuset_cpus", &r.cpuset_cpus), ("cpuset_mems", &r.cpuset_mems)] {
+        if !text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-')) {
+            return Err(invalid(field, text.clone(), "a list such as 0-3,7 was expected"));
+        }
+    }
+    if !r.cpuset_cpus.is_empty() {
+        (cpu, has_cpu) = (cpu.cpus(r.cpuset_cpus.clone()), true);
+    }
+    if !r.cpuset_mems.is_empty() {
+        (cpu, has_cpu) = (cpu.mems(r.cpuset_mems.clone()), true);
+    }
+    if has_cpu {
+        builder = builder.cpu(cpu.build()?);
+    }
+    let limit = r.memory_limit_bytes.filter(|n| *n != 0);
+    let swap = r.memory_swap_limit_bytes.filter(|n| *n != 0);
+    if let (Some(limit), Some(swap)) = (limit, swap)
+        && swap > 0
+        && (limit < 0 || swap < limit)
+    {
+        let why = "memory and swap together cannot be less than memory";
+        return Err(invalid("memory_swap_limit_in_bytes", swap.to_string(), why));
+    }
+    if limit.is_some() || swap.is_some() {
+        let mut memory = LinuxMemoryBuilder::default();
+        if let Some(limit) = limit {
+            memory = memory.limit(limit);
+        }
+        if let Some(swap) = swap {
+            memory = memory.swap(swap);
+        }
+        builder = builder.memory(memory.build()?);
+    }
+    if !r.hugepage_limits.is_empty() {
+        let limits = r
+            .hugepage_limits
+            .iter()
+            .map(|one| {
+                let bad =
+                    |why| invalid("hugepage_limits", format!("{}={}", one.page_size, one.limit_bytes), why);
+                let unit = ["KB", "MB", "GB"].into_iter().find_map(|unit| one.page_size.strip_suffix(unit));
+                if !unit
+                    .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+                {
+                    return Err(bad("a page size such as 2MB was expected"));
+                }
+                let limit = i64::try_from(one.limit_bytes).map_err(|_| bad("the limit is above 2^63-1"))?;
+                Ok(LinuxHugepageLimitBuilder::default()
+                    .page_size(one.page_size.clone())
+                    .limit(limit)
+                    .build()?)
+            })
+            .collect::<Result<Vec<_>, BundleError>>()?;
+        builder = builder.hugepage_limits(limits);
+    }
+    for key in r.unified.keys() {
+        if key.is_empty() || key.contains('/') || key.contains("..") || !key.contains('.') {
+            return Err(invalid("unified", key.clone(), "the name of a cgroup v2 file was expected"));
+        }
+    }
+    if !r.unified.is_empty() {
+        builder = builder.unified(r.unified.clone().into_iter().collect::<HashMap<_, _>>());
+    }
+    let mut built = builder.build()?;
+    // The builder starts from "deny every device", which an update must not repeat.
+    built.set_devices(None);
+    Ok(built)
+}
+
+/// Sysctls of namespaces that the pod owns, with values of one line.
+///
+/// # Errors
+///
+/// [`BundleError::Sysctl`] naming the first that is neither.
+pub(crate) fn check_sysctls(
+    sysctls: &BTreeMap<String, String>,
+    namespaces: &Namespaces,
+) -> Result<(), BundleError> {
+    for (name, value) in sysctls {
+        let bad = |why| Err(BundleError::Sysctl { name: name.clone(), why });
+        if value.contains(['\n', '\0']) {
+            return bad("has a value of more than one line");
+        }
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) {
+            return bad("is not a name of letters, digits, dots, dashes and underscores");
+        }
+        // `net.ipv4.conf.eth0/1` escapes a dot in an interface's name; `..` names a parent in no form.
+        if name.split(['.', '/']).any(str::is_empty) {
+            return bad("has an empty part");
+        }
+        let dotted = name.replace('/', ".");
+        let ipc = dotted.starts_with("fs.mqueue.")
+            || ["kernel.msg", "kernel.sem", "kernel.shm"].iter().any(|prefix| dotted.starts_with(prefix));
+        if dotted.starts_with("net.") {
+            if namespaces.network == NamespaceMode::Node {
+                return bad("belongs to the network, which this pod shares with the host");
+            }
+        } else if ipc {
+            if namespaces.ipc == NamespaceMode::Node {
+                return bad("belongs to IPC, which this pod shares with the host");
+            }
+        } else if dotted == "kernel.domainname" {
+            if namespaces.network == NamespaceMode::Node {
+                return bad("belongs to the host name, which this pod shares with the host");
+            }
+        } else {
+            return bad("would change the whole host");
+        }
+    }
+    Ok(())
+}
+
+/// An empty list from the kubelet means either "nothing said" or an unmasked `/proc`, which Kubernetes allows only in a
+/// user namespace; so it means that only there. A given list is completed by ours, which may be newer.
+fn paths(input: &BundleInput<'_>, asked: &[PathBuf], ours: &[&str]) -> Vec<String> {
+    if input.spec.security.privileged || (asked.is_empty() && input.pod.user_ns.is_some()) {
+        return Vec::new();
+    }
+    let mut all: Vec<String> = asked.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    all.extend(ours.iter().map(|path| (*path).to_owned()));
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// A profile of 1 MiB would be some 10,000 rules; the kernel takes 4096 instructions.
+const SECCOMP_BYTES_MAX: u64 = 1 << 20;
+
+fn seccomp(
+    security: &Security,
+    host: &Host,
+    capabilities: &CapabilitySets,
+) -> Result<Option<LinuxSeccomp>, BundleError> {
+    if security.privileged {
+        return Ok(None);
+    }
+    let name = match &security.seccomp {
+        SecurityProfile::Unconfined => return Ok(None),
+        SecurityProfile::RuntimeDefault => {
+            return Ok(Some(seccomp_default::profile(&capabilities.effective)));
+        }
+        SecurityProfile::Localhost(name) => name.strip_prefix("localhost/").unwrap_or(name),
+    };
+    // CVE-2023-2431: an empty name must never end up unconfined.
+    if name.is_empty() {
+        return Err(BundleError::SeccompEmpty(host.seccomp_root.clone()));
+    }
+    if Path::new(name).components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(BundleError::SeccompPath(name.to_owned()));
+    }
+    let path = host.seccomp_root.join(name);
+    let failed = |source| BundleError::SeccompRead { path: path.clone(), source };
+    let mut text = Vec::new();
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(std::io::Error::other("not a regular file")));
+    }
+    file.take(SECCOMP_BYTES_MAX + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 > SECCOMP_BYTES_MAX {
+        return Err(BundleError::SeccompTooLarge { path, max: SECCOMP_BYTES_MAX });
+    }
+    seccomp_file::parse(&text, &capabilities.effective)
+        .map(Some)
+        .map_err(|source| BundleError::SeccompParse { path, source })
+}
+
+/// `None` is any number.
+fn rule(
+    allow: bool,
+    kind: LinuxDeviceType,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: &str,
+) -> LinuxDeviceCgroup {
+    let mut builder = LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind).access(access);
+    if let Some(major) = major {
+        builder = builder.major(major);
+    }
+    if let Some(minor) = minor {
+        builder = builder.minor(minor);
+    }
+    builder.build().expect("every required field is set")
+}
+
+type Devices = (Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>);
+
+fn devices(input: &BundleInput<'_>, warnings: &mut Vec<String>) -> Result<Devices, BundleError> {
+    let mut nodes = Vec::new();
+    let privileged = input.spec.security.privileged;
+    let mut rules = vec![rule(privileged, LinuxDeviceType::A, None, None, "rwm")];
+    if privileged {
+        // Devices come and go while this walks; one that vanishes is not worth failing for.
+        if let Err(err) = walk(Path::new("/dev"), Path::new("/dev"), HOST_DEVICES_MAX, &mut nodes) {
+            warnings.push(format!("not every device of the host is in the container: {err}"));
+        }
+        nodes.retain(|node| !node.path().starts_with("/dev/pts") && node.path() != Path::new("/dev/console"));
+    } else {
+        use LinuxDeviceType::{B, C};
+        rules.push(rule(true, C, None, None, "m"));
+        rules.push(rule(true, B, None, None, "m"));
+        // null, zero, full, random, urandom, tty, console, ptmx and the terminals of /dev/pts.
+        for (major, minor) in [
+            (1, Some(3)),
+            (1, Some(5)),
+            (1, Some(7)),
+            (1, Some(8)),
+            (1, Some(9)),
+            (5, Some(0)),
+            (5, Some(1)),
+            (5, Some(2)),
+            (136, None),
+        ] {
+            rules.push(rule(true, C, Some(major), minor, "rwm"));
+        }
+    }
+    for asked in &input.spec.devices {
+        let permissions = if asked.permissions.is_empty() { "rwm" } else { asked.permissions.as_str() };
+        if !permissions.chars().all(|letter| "rwm".contains(letter)) {
+            return Err(BundleError::DevicePermissions {
+                path: asked.host_path.clone(),
+                permissions: permissions.to_owned(),
+            });
+        }
+        let before = nodes.len();
+        let metadata = std::fs::metadata(&asked.host_path)
+            .map_err(|source| BundleError::Device { path: asked.host_path.clone(), source })?;
+        if metadata.is_dir() {
+            walk(&asked.host_path, &asked.container_path, FOLDER_DEVICES_MAX, &mut nodes)?;
+        } else {
+            nodes.extend(node(&metadata, &asked.container_path)?);
+        }
+        if nodes.len() == before {
+            return Err(BundleError::NotDevice(asked.host_path.clone()));
+        }
+        if !privileged {
+            rules.extend(
+                nodes[before..]
+                    .iter()
+                    .map(|node| rule(true, node.typ(), Some(node.major()), Some(node.minor()), permissions)),
+            );
+        }
+        // A later request for the same place replaces the earlier.
+        let new: Vec<PathBuf> = nodes[before..].iter().map(|node| node.path().clone()).collect();
+        let mut index = 0;
+        nodes.retain(|node| {
+            index += 1;
+            index > before || !new.contains(node.path())
+        });
+    }
+    Ok((nodes, rules))
+}
+
+/// `/dev/dri`, `/dev/snd` and `/dev/infiniband` have a few dozen.
+const FOLDER_DEVICES_MAX: usize = 1024;
+/// A host with thousands of disks and ttys.
+const HOST_DEVICES_MAX: usize = 65_536;
+
+/// Every device below `from`, at the same place below `to`. Symbolic links are not followed.
+fn walk(from: &Path, to: &Path, max: usize, nodes: &mut Vec<LinuxDevice>) -> Result<(), BundleError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| BundleError::Device { path, source }
+    };
+    let start = nodes.len();
+    let mut folders = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = folders.pop() {
+        for entry in std::fs::read_dir(&from).map_err(failed(&from))? {
+            let entry = entry.map_err(failed(&from))?;
+            let Ok(metadata) = entry.metadata() else { continue };
+            let to = to.join(entry.file_name());
+            if metadata.is_dir() {
+                // Their own file systems in every container.
+                if !["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"]
+                    .iter()
+                    .any(|skip| entry.path() == Path::new(skip))
+                {
+                    folders.push((entry.path(), to));
+                }
+            } else {
+                nodes.extend(node(&metadata, &to)?);
+            }
+            if nodes.len() - start > max || folders.len() > max {
+                return Err(BundleError::TooManyDevices { path: from, max });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `None` for what is no device.
+fn node(metadata: &std::fs::Metadata, path: &Path) -> Result<Option<LinuxDevice>, BundleError> {
+    let kind = match FileType::from_raw_mode(metadata.mode()) {
+        FileType::CharacterDevice => LinuxDeviceType::C,
+        FileType::BlockDevice => LinuxDeviceType::B,
+        _ => return Ok(None),
+    };
+    Ok(Some(
+        LinuxDeviceBuilder::default()
+            .path(path)
+            .typ(kind)
+            .major(i64::from(major(metadata.rdev())))
+            .minor(i64::from(minor(metadata.rdev())))
+            .file_mode(metadata.mode() & 0o7777)
+            .uid(metadata.uid())
+            .gid(metadata.gid())
+            .build()?,
+    ))
+}

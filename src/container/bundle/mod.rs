@@ -1,0 +1,300 @@
+//! From a container's spec, its pod and its image to the OCI `config.json`.
+//!
+//! Nothing is changed on the host here: files are read (the rootfs' passwd and group, a seccomp profile, device nodes,
+//! whether a mount source exists), and the answer is a value. `process.rs` says what runs and as whom, `mounts.rs` what it
+//! sees, `linux.rs` what confines it.
+//!
+//! What an image or an annotation says never becomes a host path, a host identity, a capability or a hook: image labels
+//! are not annotations, and of the request's annotations only those the handler lists go through.
+
+mod linux;
+mod mounts;
+mod process;
+mod seccomp_file;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{Capability, RootBuilder, Spec, SpecBuilder};
+
+use super::spec::{ContainerSpec, Namespaces};
+use super::user::{self, ContainerUser, UserError};
+use crate::id::{ContainerId, PodId};
+
+pub(crate) use linux::{cgroups_path, check_sysctls, resources};
+pub(crate) use process::{StopSignal, stop_signal};
+
+/// What a container takes from its pod.
+///
+/// A namespace's path is `None` where the pod is in the host's.
+#[derive(Debug, Clone)]
+pub(crate) struct PodView<'a> {
+    pub(crate) id: &'a PodId,
+    pub(crate) name: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) uid: &'a str,
+    /// What `HOSTNAME` says; the node's name for a pod in the host's network. Empty leaves it out.
+    pub(crate) hostname: &'a str,
+    pub(crate) namespaces: &'a Namespaces,
+    pub(crate) network_ns: Option<PathBuf>,
+    pub(crate) ipc_ns: Option<PathBuf>,
+    pub(crate) uts_ns: Option<PathBuf>,
+    pub(crate) user_ns: Option<PathBuf>,
+    /// For [`NamespaceMode::Pod`](super::spec::NamespaceMode::Pod) and `Target`: the namespace to join.
+    pub(crate) pid_ns: Option<PathBuf>,
+    /// As the kubelet gave it; may be empty.
+    pub(crate) cgroup_parent: &'a str,
+    pub(crate) sysctls: &'a BTreeMap<String, String>,
+    pub(crate) annotations: &'a BTreeMap<String, String>,
+    /// Our files to bind over the image's; `None` leaves the image's.
+    pub(crate) resolv_conf: Option<&'a Path>,
+    pub(crate) hostname_file: Option<&'a Path>,
+    /// The pod's shared memory; `None` gives the container one of its own.
+    pub(crate) shm: Option<&'a Path>,
+    pub(crate) privileged: bool,
+    /// Annotation keys, or prefixes ending in `*`, that the handler lets through.
+    pub(crate) allowed_annotations: &'a [String],
+}
+
+/// What this host can do and how the daemon is configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// The daemon's own bounding set: no container can have more.
+    pub(crate) capabilities: Vec<Capability>,
+    /// Profiles loaded into AppArmor; `None` on a host without it.
+    pub(crate) apparmor_profiles: Option<Vec<String>>,
+    pub(crate) selinux: bool,
+    /// Where relative Localhost seccomp profiles lie (the kubelet's `/var/lib/kubelet/seccomp`).
+    pub(crate) seccomp_root: PathBuf,
+    /// For a container whose request names none; `None` is no limit.
+    pub(crate) pids_limit: Option<i64>,
+}
+
+impl Host {
+    /// Looks at `/proc` and `/sys`. Blocking.
+    pub(crate) fn detect(seccomp_root: PathBuf, pids_limit: Option<i64>) -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let bounding = status
+            .lines()
+            .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())
+            .unwrap_or(0);
+        let apparmor_profiles = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles")
+            .ok()
+            .map(|text| text.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned())).collect());
+        Self {
+            capabilities: process::capabilities_in(bounding),
+            apparmor_profiles,
+            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            seccomp_root,
+            pids_limit,
+        }
+    }
+}
+
+/// Everything a bundle is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct BundleInput<'a> {
+    pub(crate) spec: &'a ContainerSpec,
+    pub(crate) pod: &'a PodView<'a>,
+    pub(crate) host: &'a Host,
+    pub(crate) image: &'a ImageConfiguration,
+    /// The rootfs as a mount, attached or not.
+    pub(crate) rootfs: &'a OwnedFd,
+    pub(crate) id: &'a ContainerId,
+    /// Where the images behind [`MountSource::Image`](super::spec::MountSource::Image) are mounted, by container path.
+    pub(crate) image_mounts: &'a BTreeMap<PathBuf, PathBuf>,
+    /// Where to have a writable folder for each `VOLUME` of the image; `None` ignores them.
+    pub(crate) volumes_dir: Option<&'a Path>,
+}
+
+/// A container as an OCI runtime understands it.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundle {
+    pub(crate) spec: Spec,
+    pub(crate) user: ContainerUser,
+    pub(crate) stop_signal: StopSignal,
+    /// The host paths of bind mounts, aligned with `spec.mounts`; `None` for the kernel's own file systems.
+    pub(crate) mount_sources: Vec<Option<PathBuf>>,
+    /// Folders to make (0755, owned by the container's root) before the runtime is called.
+    pub(crate) volumes: Vec<PathBuf>,
+    /// For the log; the container works without.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Why a request cannot become a container. Every one is the caller's to mend, unless said otherwise.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BundleError {
+    #[error(
+        "no command: the request has neither command nor args, and the image has neither entrypoint nor cmd"
+    )]
+    NoCommand,
+    #[error("resolve the container's user")]
+    User(#[source] UserError),
+    #[error("environment variable {0:?} contains a NUL")]
+    BadEnv(String),
+    #[error("capability {0:?} is not one that Linux knows")]
+    Capability(String),
+    #[error(
+        "privileged container in a pod that is not privileged; set privileged in the pod's security context too"
+    )]
+    Privileged,
+    #[error("stop signal {0:?} is not a signal such as SIGTERM, 15 or SIGRTMIN+3")]
+    StopSignal(String),
+    #[error("mount source {path} of {destination} cannot be used", path = .path.display(), destination = .destination.display())]
+    MountSource {
+        path: PathBuf,
+        destination: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("mount destination {0:?} is not an absolute path below the root")]
+    MountDestination(PathBuf),
+    #[error("mount at {0:?} is recursively read-only, which needs readonly and private propagation")]
+    RecursiveReadOnly(PathBuf),
+    #[error("mount at {0:?} has uid mappings without gid mappings, or the reverse")]
+    MountMappings(PathBuf),
+    #[error(
+        "mount at {destination:?} wants {wanted} propagation, but {path:?} lies on a mount that is not {wanted}"
+    )]
+    Propagation { destination: PathBuf, path: PathBuf, wanted: &'static str },
+    #[error("mount at {0:?} names an image that has not been mounted")]
+    ImageNotMounted(PathBuf),
+    #[error("device {path}", path = .path.display())]
+    Device {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("device {0:?} is neither a character or block device nor a folder with some")]
+    NotDevice(PathBuf),
+    #[error("device {path:?} has permissions {permissions:?}, but only r, w and m exist")]
+    DevicePermissions { path: PathBuf, permissions: String },
+    #[error("folder {path:?} has more than {max} devices")]
+    TooManyDevices { path: PathBuf, max: usize },
+    #[error("CDI device {0:?} is not supported")]
+    Cdi(String),
+    #[error("sysctl {name:?} {why}")]
+    Sysctl { name: String, why: &'static str },
+    #[error("cgroup parent {parent:?} is not usable: {why}")]
+    CgroupParent { parent: String, why: &'static str },
+    #[error("resource {field} {value:?} is not valid: {why}")]
+    Resource { field: &'static str, value: String, why: &'static str },
+    #[error("namespace mode {mode} of {namespace} needs a namespace to join, but the pod has none")]
+    Namespace { namespace: &'static str, mode: String },
+    #[error("Localhost seccomp profile without a name; name a file below {root}", root = .0.display())]
+    SeccompEmpty(PathBuf),
+    #[error("seccomp profile {0:?} leads out of its folder")]
+    SeccompPath(String),
+    #[error("read seccomp profile {path}", path = .path.display())]
+    SeccompRead {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("seccomp profile {path} is larger than {max} bytes", path = .path.display())]
+    SeccompTooLarge { path: PathBuf, max: u64 },
+    #[error("parse seccomp profile {path}", path = .path.display())]
+    SeccompParse {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("AppArmor profile {0:?} is asked for, but this host has no AppArmor")]
+    NoAppArmor(String),
+    #[error("AppArmor profile {0:?} is not loaded on this host; load it with apparmor_parser")]
+    AppArmorNotLoaded(String),
+    #[error("build the OCI spec")]
+    Build(#[from] oci_spec::OciSpecError),
+}
+
+/// Makes the OCI spec of a container. Blocking, and pure but for what it reads.
+///
+/// # Errors
+///
+/// The first [`BundleError`] found; nothing has been changed.
+pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
+    let security = &input.spec.security;
+    if security.privileged && !input.pod.privileged {
+        return Err(BundleError::Privileged);
+    }
+    if let Some(name) = input.spec.cdi_devices.first() {
+        return Err(BundleError::Cdi(name.clone()));
+    }
+    let mut warnings = Vec::new();
+    let image_user = input.image.config().as_ref().and_then(|config| config.user().as_deref());
+    let who = user::resolve(input.rootfs.as_fd(), security, image_user).map_err(BundleError::User)?;
+    let stop_signal = stop_signal(input.spec, input.image)?;
+
+    let capabilities = process::capabilities(security, input.host, &mut warnings)?;
+    let process = process::process(input, &who, &capabilities, &mut warnings)?;
+    let mounts = mounts::mounts(input)?;
+    let linux = linux::linux(input, &capabilities, mounts.rootfs_propagation, &mut warnings)?;
+
+    let mut spec = SpecBuilder::default()
+        .version("1.2.0")
+        .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build()?)
+        .process(process)
+        .mounts(mounts.mounts)
+        .linux(linux)
+        .annotations(annotations(input))
+        .build()?;
+    // The pod's monitor named its UTS namespace; the builder would name it once more.
+    spec.set_hostname(None);
+    Ok(Bundle {
+        spec,
+        user: who.user,
+        stop_signal,
+        mount_sources: mounts.sources,
+        volumes: mounts.volumes,
+        warnings,
+    })
+}
+
+/// Annotations that steer a runtime on the host's side; no handler can let them through from a pod.
+const NEVER: [&str; 7] = [
+    // runc hands these to systemd as unit properties, ExecStop among them (CVE-2024-3154).
+    "org.systemd.property.",
+    // crun's: other OCI hooks, handlers, and where their output goes.
+    "run.oci.",
+    "org.criu.",
+    "io.kubernetes.cri.",
+    "io.kubernetes.cri-o.",
+    "io.container.",
+    "bundle",
+];
+
+fn annotations(input: &BundleInput<'_>) -> HashMap<String, String> {
+    let pod = input.pod;
+    let allowed = |key: &str| {
+        !NEVER.iter().any(|prefix| key.starts_with(prefix))
+            && pod.allowed_annotations.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => key.starts_with(prefix),
+                None => key == pattern,
+            })
+    };
+    let mut all: HashMap<String, String> = pod
+        .annotations
+        .iter()
+        // The container's own speak last.
+        .chain(&input.spec.annotations)
+        .filter(|(key, _)| allowed(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    // The keys that containerd made common: gVisor and Kata tell pods from containers by them.
+    for (key, value) in [
+        ("io.kubernetes.cri.container-type", "container"),
+        ("io.kubernetes.cri.container-name", input.spec.name.as_str()),
+        ("io.kubernetes.cri.sandbox-id", pod.id.as_str()),
+        ("io.kubernetes.cri.sandbox-name", pod.name),
+        ("io.kubernetes.cri.sandbox-namespace", pod.namespace),
+        ("io.kubernetes.cri.sandbox-uid", pod.uid),
+    ] {
+        all.insert(key.to_owned(), value.to_owned());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+//! What runs: command, environment, working directory, capabilities, labels, stop signal.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, Process, ProcessBuilder, UserBuilder,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{BundleError, BundleInput, Host};
+use crate::container::spec::{ContainerSpec, Security, SecurityProfile, SelinuxOptions};
+use crate::container::user::Resolved;
+
+/// What a container gets that asks for nothing: the least that both CRI-O and containerd give.
+const DEFAULT_CAPABILITIES: [Capability; 9] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fsetid,
+    Capability::Fowner,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::NetBindService,
+    Capability::Kill,
+];
+
+/// By the kernel's number (linux/capability.h).
+const BY_NUMBER: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+/// The AppArmor profile behind RuntimeDefault, where one of that name is loaded.
+const DEFAULT_APPARMOR: &str = "brig-default";
+
+pub(super) fn capabilities_in(mask: u64) -> Vec<Capability> {
+    BY_NUMBER.iter().enumerate().filter(|(n, _)| mask & (1 << n) != 0).map(|(_, one)| *one).collect()
+}
+
+/// The sets of one container: what it may use, and what survives an exec as non-root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CapabilitySets {
+    pub(super) effective: HashSet<Capability>,
+    pub(super) ambient: HashSet<Capability>,
+}
+
+impl CapabilitySets {
+    /// Inheritable is empty (CVE-2022-24769) but for the ambient ones, which the kernel keeps only there.
+    fn to_oci(&self) -> Result<LinuxCapabilities, BundleError> {
+        Ok(LinuxCapabilitiesBuilder::default()
+            .bounding(self.effective.clone())
+            .effective(self.effective.clone())
+            .permitted(self.effective.clone())
+            .inheritable(self.ambient.clone())
+            .ambient(self.ambient.clone())
+            .build()?)
+    }
+}
+
+/// `ALL` first, then what is named, added before dropped.
+pub(super) fn capabilities(
+    security: &Security,
+    host: &Host,
+    warnings: &mut Vec<String>,
+) -> Result<CapabilitySets, BundleError> {
+    let asked = &security.capabilities;
+    let all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
+    let named = |names: &[String]| {
+        names
+            .iter()
+            .filter(|name| !name.eq_ignore_ascii_case("ALL"))
+            .map(|name| parse(name))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let everything = || host.capabilities.iter().copied().collect::<HashSet<_>>();
+    let mut effective: HashSet<Capability> = if security.privileged {
+        everything()
+    } else {
+        let mut set = DEFAULT_CAPABILITIES.into_iter().collect();
+        if all(&asked.add) {
+            set = everything();
+        }
+        if all(&asked.drop) {
+            set = HashSet::new();
+        }
+        set.extend(named(&asked.add)?);
+        for one in named(&asked.drop)? {
+            set.remove(&one);
+        }
+        set
+    };
+    let ambient: HashSet<Capability> = if all(&asked.add_ambient) {
+        effective.clone()
+    } else {
+        named(&asked.add_ambient)?.into_iter().collect()
+    };
+    effective.extend(&ambient);
+    let mut missing: Vec<String> =
+        effective.iter().filter(|one| !host.capabilities.contains(one)).map(ToString::to_string).collect();
+    if !missing.is_empty() {
+        missing.sort();
+        warnings
+            .push(format!("capabilities {} are left out: this host does not have them", missing.join(", ")));
+    }
+    let have =
+        |set: HashSet<Capability>| set.into_iter().filter(|one| host.capabilities.contains(one)).collect();
+    Ok(CapabilitySets { effective: have(effective), ambient: have(ambient) })
+}
+
+fn parse(name: &str) -> Result<Capability, BundleError> {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    Capability::from_str(short).map_err(|_| BundleError::Capability(name.to_owned()))
+}
+
+pub(super) fn process(
+    input: &BundleInput<'_>,
+    who: &Resolved,
+    capabilities: &CapabilitySets,
+    warnings: &mut Vec<String>,
+) -> Result<Process, BundleError> {
+    let security = &input.spec.security;
+    let user = UserBuilder::default()
+        .uid(who.user.uid)
+        .gid(who.user.gid)
+        .additional_gids(who.user.supplemental_groups.clone())
+        .build()?;
+    let mut builder = ProcessBuilder::default()
+        .terminal(input.spec.tty)
+        .user(user)
+        .args(args(input.spec, input.image)?)
+        .env(env(input, &who.home)?)
+        .cwd(cwd(input.spec, input.image))
+        .capabilities(capabilities.to_oci()?)
+        .no_new_privileges(security.no_new_privs);
+    if let Some(score) = input.spec.resources.oom_score_adj {
+        if !(-1000..=1000).contains(&score) {
+            let why = "-1000 to 1000 was expected";
+            return Err(BundleError::Resource { field: "oom_score_adj", value: score.to_string(), why });
+        }
+        builder = builder.oom_score_adj(score);
+    }
+    if let Some(profile) = apparmor(security, input.host, warnings)? {
+        builder = builder.apparmor_profile(profile);
+    }
+    if let Some((label, _)) = selinux(security, input.host) {
+        builder = builder.selinux_label(label);
+    }
+    let mut process = builder.build()?;
+    // The builder's default is a limit on open files; a container inherits the daemon's instead.
+    process.set_rlimits(None);
+    Ok(process)
+}
+
+/// CRI: `command` replaces the entrypoint, `args` the image's cmd; a command alone takes the image's cmd with it.
+fn args(spec: &ContainerSpec, image: &ImageConfiguration) -> Result<Vec<String>, BundleError> {
+    let config = image.config().as_ref();
+    let entrypoint = config.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
+    let cmd = config.and_then(|config| config.cmd().clone()).unwrap_or_default();
+    let mut all = if spec.command.is_empty() { entrypoint } else { spec.command.clone() };
+    if !spec.args.is_empty() {
+        all.extend(spec.args.iter().cloned());
+    } else if spec.command.is_empty() {
+        all.extend(cmd);
+    }
+    match all.first() {
+        Some(first) if !first.is_empty() => Ok(all),
+        _ => Err(BundleError::NoCommand),
+    }
+}
+
+/// Defaults, then the image's, then the request's: the later wins, in the place of the first.
+fn env(input: &BundleInput<'_>, home: &Path) -> Result<Vec<String>, BundleError> {
+    let mut all: Vec<(String, String)> =
+        vec![("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned())];
+    if input.spec.tty {
+        all.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
+    if !input.pod.hostname.is_empty() {
+        all.push(("HOSTNAME".to_owned(), input.pod.hostname.to_owned()));
+    }
+    let mut set = |key: &str, value: &str| -> Result<(), BundleError> {
+        if key.contains('\0') || value.contains('\0') {
+            return Err(BundleError::BadEnv(key.to_owned()));
+        }
+        match all.iter_mut().find(|(known, _)| known == key) {
+            Some((_, old)) => *old = value.to_owned(),
+            None => all.push((key.to_owned(), value.to_owned())),
+        }
+        Ok(())
+    };
+    let image = input.image.config().as_ref().and_then(|config| config.env().as_deref()).unwrap_or_default();
+    for line in image {
+        // An entry without '=' is no variable; one that starts with it has no name.
+        if let Some((key, value)) = line.split_once('=').filter(|(key, _)| !key.is_empty()) {
+            set(key, value)?;
+        }
+    }
+    for (key, value) in &input.spec.envs {
+        set(key, value)?;
+    }
+    if !all.iter().any(|(key, _)| key == "HOME") {
+        all.push(("HOME".to_owned(), home.to_string_lossy().into_owned()));
+    }
+    Ok(all.into_iter().map(|(key, value)| format!("{key}={value}")).collect())
+}
+
+fn cwd(spec: &ContainerSpec, image: &ImageConfiguration) -> PathBuf {
+    let image = image.config().as_ref().and_then(|config| config.working_dir().as_deref());
+    let asked = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).or(image).unwrap_or("/");
+    // `join` keeps an absolute path as it is.
+    Path::new("/").join(asked)
+}
+
+fn apparmor(
+    security: &Security,
+    host: &Host,
+    warnings: &mut Vec<String>,
+) -> Result<Option<String>, BundleError> {
+    match (&security.apparmor, &host.apparmor_profiles) {
+        (SecurityProfile::Unconfined, _) | (SecurityProfile::RuntimeDefault, None) => Ok(None),
+        (SecurityProfile::RuntimeDefault, Some(_)) if security.privileged => Ok(None),
+        (SecurityProfile::RuntimeDefault, Some(loaded)) => {
+            if loaded.iter().any(|name| name == DEFAULT_APPARMOR) {
+                return Ok(Some(DEFAULT_APPARMOR.to_owned()));
+            }
+            warnings.push(format!("no AppArmor profile: {DEFAULT_APPARMOR} is not loaded on this host"));
+            Ok(None)
+        }
+        (SecurityProfile::Localhost(name), None) => Err(BundleError::NoAppArmor(name.clone())),
+        (SecurityProfile::Localhost(name), Some(loaded)) => {
+            let short = name.strip_prefix("localhost/").unwrap_or(name);
+            if short.is_empty() || !loaded.iter().any(|known| known == short) {
+                return Err(BundleError::AppArmorNotLoaded(name.clone()));
+            }
+            Ok(Some(short.to_owned()))
+        }
+    }
+}
+
+/// The process label and the mount label; `None` on a host without SELinux.
+pub(super) fn selinux(security: &Security, host: &Host) -> Option<(String, String)> {
+    if !host.selinux {
+        return None;
+    }
+    let SelinuxOptions { user, role, kind, level } = security.selinux.clone().unwrap_or_default();
+    let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
+    let (user, role, level) = (or(user, "system_u"), or(role, "system_r"), or(level, "s0"));
+    let kind = or(kind, if security.privileged { "spc_t" } else { "container_t" });
+    Some((format!("{user}:{role}:{kind}:{level}"), format!("{user}:object_r:container_file_t:{level}")))
+}
+
+/// How a container is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct StopSignal(pub(crate) i32);
+
+/// The kernel's real-time signals as libc numbers them (signal(7)): glibc and musl keep the first few for themselves.
+const SIGRTMIN: i32 = 34;
+const SIGRTMAX: i32 = 64;
+
+/// The same on x86_64 and aarch64 (signal(7)).
+const SIGNALS: [(&str, i32); 33] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("IOT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("POLL", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+
+impl FromStr for StopSignal {
+    type Err = BundleError;
+
+    /// A name with or without `SIG`, `SIGRTMIN+n`, `SIGRTMAX-n`, or a number.
+    fn from_str(text: &str) -> Result<Self, BundleError> {
+        let bad = || BundleError::StopSignal(text.to_owned());
+        let upper = text.trim().to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let number = if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
+            name.parse().map_err(|_| bad())?
+        } else if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
+            *number
+        } else if let Some(rest) = name.strip_prefix("RTMIN") {
+            SIGRTMIN + offset(rest, '+').ok_or_else(bad)?
+        } else if let Some(rest) = name.strip_prefix("RTMAX") {
+            SIGRTMAX - offset(rest, '-').ok_or_else(bad)?
+        } else {
+            return Err(bad());
+        };
+        let real_time = SIGRTMIN..=SIGRTMAX;
+        let named_real_time = name.starts_with("RT");
+        if (1..=SIGRTMAX).contains(&number) && (!named_real_time || real_time.contains(&number)) {
+            Ok(Self(number))
+        } else {
+            Err(bad())
+        }
+    }
+}
+
+fn offset(rest: &str, sign: char) -> Option<i32> {
+    if rest.is_empty() {
+        return Some(0);
+    }
+    rest.strip_prefix(sign)?.parse().ok().filter(|n| (0..=SIGRTMAX).contains(n))
+}
+
+impl std::fmt::Display for StopSignal {
+    /// As CRI's Signal enum names it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (SIGNALS.iter().find(|(_, number)| *number == self.0), self.0) {
+            (Some((name, _)), _) => write!(f, "SIG{name}"),
+            (None, SIGRTMIN) => f.write_str("SIGRTMIN"),
+            (None, SIGRTMAX) => f.write_str("SIGRTMAX"),
+            // Kubernetes names the lower half from RTMIN and the upper from RTMAX.
+            (None, n @ 35..=49) => write!(f, "SIGRTMIN+{}", n - SIGRTMIN),
+            (None, n @ 50..=63) => write!(f, "SIGRTMAX-{}", SIGRTMAX - n),
+            (None, n) => write!(f, "{n}"),
+        }
+    }
+}
+
+/// The request's, else the image's, else SIGTERM.
+pub(crate) fn stop_signal(
+    spec: &ContainerSpec,
+    image: &ImageConfiguration,
+) -> Result<StopSignal, BundleError> {
+    let image = image.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    match spec.stop_signal.as_deref().or(image).filter(|text| !text.is_empty()) {
+        Some(text) => text.parse(),
+        None => Ok(StopSignal(15)),
+    }
+}

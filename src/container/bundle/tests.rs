@@ -1,0 +1,674 @@
+//! Tables over one fixture: an image, a pod with every namespace, a host that has everything.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::container::spec::{
+    Device, HugepageLimit, ImageSpec, Mount, MountSource, NamespaceMode, Propagation, Resources,
+    SecurityProfile,
+};
+
+struct Fixture {
+    spec: ContainerSpec,
+    image: Value,
+    namespaces: Namespaces,
+    host: Host,
+    pod_privileged: bool,
+    user_ns: Option<PathBuf>,
+    cgroup_parent: &'static str,
+    sysctls: BTreeMap<String, String>,
+    pod_annotations: BTreeMap<String, String>,
+    allowed: Vec<String>,
+    image_mounts: BTreeMap<PathBuf, PathBuf>,
+    volumes_dir: Option<PathBuf>,
+    scratch: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir(scratch.path().join("seccomp")).unwrap();
+        Self {
+            spec: ContainerSpec {
+                name: "app".into(),
+                command: vec!["/bin/sh".into()],
+                ..ContainerSpec::default()
+            },
+            image: json!({}),
+            namespaces: Namespaces::default(),
+            host: Host {
+                capabilities: process::capabilities_in(u64::MAX),
+                apparmor_profiles: None,
+                selinux: false,
+                seccomp_root: scratch.path().join("seccomp"),
+                pids_limit: None,
+            },
+            pod_privileged: false,
+            user_ns: None,
+            cgroup_parent: "/kubepods/pod1",
+            sysctls: BTreeMap::new(),
+            pod_annotations: BTreeMap::new(),
+            allowed: Vec::new(),
+            image_mounts: BTreeMap::new(),
+            volumes_dir: None,
+            scratch,
+        }
+    }
+
+    fn generate(&self) -> Result<Bundle, BundleError> {
+        let ns = |name: &str| Some(PathBuf::from(format!("/run/ns/{name}")));
+        let pod_id = "11".repeat(32).parse().unwrap();
+        let pod = PodView {
+            id: &pod_id,
+            name: "web",
+            namespace: "default",
+            uid: "u-1",
+            hostname: "web-0",
+            namespaces: &self.namespaces,
+            network_ns: ns("net").filter(|_| self.namespaces.network != NamespaceMode::Node),
+            ipc_ns: ns("ipc").filter(|_| self.namespaces.ipc != NamespaceMode::Node),
+            uts_ns: ns("uts").filter(|_| self.namespaces.network != NamespaceMode::Node),
+            user_ns: self.user_ns.clone(),
+            pid_ns: ns("pid"),
+            cgroup_parent: self.cgroup_parent,
+            sysctls: &self.sysctls,
+            annotations: &self.pod_annotations,
+            resolv_conf: Some(Path::new("/run/pod/resolv.conf")),
+            hostname_file: Some(Path::new("/run/pod/hostname")),
+            shm: Some(Path::new("/run/pod/shm")),
+            privileged: self.pod_privileged,
+            allowed_annotations: &self.allowed,
+        };
+        let image = serde_json::from_value(json!({
+            "architecture": "amd64", "os": "linux", "config": self.image,
+            "rootfs": {"type": "layers", "diff_ids": []},
+        }))
+        .unwrap();
+        let rootfs = std::fs::File::open(self.scratch.path()).unwrap().into();
+        generate(&BundleInput {
+            spec: &self.spec,
+            pod: &pod,
+            host: &self.host,
+            image: &image,
+            rootfs: &rootfs,
+            id: &"22".repeat(32).parse().unwrap(),
+            image_mounts: &self.image_mounts,
+            volumes_dir: self.volumes_dir.as_deref(),
+        })
+    }
+
+    /// The document as a runtime reads it.
+    fn json(&self) -> Value {
+        serde_json::to_value(self.generate().unwrap().spec).unwrap()
+    }
+
+    fn error(&self) -> String {
+        self.generate().unwrap_err().to_string()
+    }
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value.as_array().map(|all| all.iter().map(|one| one.as_str().unwrap()).collect()).unwrap_or_default()
+}
+
+fn texts(all: &[&str]) -> Vec<String> {
+    all.iter().map(|one| (*one).to_owned()).collect()
+}
+
+#[test]
+fn the_command_of_request_and_image_combine_as_cri_says() {
+    for (entrypoint, cmd, command, args, expected) in [
+        (&["/e"][..], &["c"][..], &[][..], &[][..], Some(&["/e", "c"][..])),
+        (&["/e"], &["c"], &[], &["a"], Some(&["/e", "a"])),
+        (&["/e"], &["c"], &["/x"], &[], Some(&["/x"])),
+        (&["/e"], &["c"], &["/x"], &["a"], Some(&["/x", "a"])),
+        (&[], &["/c"], &[], &[], Some(&["/c"])),
+        (&[], &[], &[], &["/a"], Some(&["/a"])),
+        (&[], &[], &[], &[], None),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.image = json!({"Entrypoint": entrypoint, "Cmd": cmd});
+        fixture.spec.command = texts(command);
+        fixture.spec.args = texts(args);
+        match expected {
+            Some(expected) => assert_eq!(strings(&fixture.json()["process"]["args"]), expected),
+            None => assert!(matches!(fixture.generate(), Err(BundleError::NoCommand))),
+        }
+    }
+}
+
+#[test]
+fn the_environment_takes_the_last_word_and_fills_in_what_programs_expect() {
+    let mut fixture = Fixture::new();
+    std::fs::create_dir(fixture.scratch.path().join("etc")).unwrap();
+    std::fs::write(fixture.scratch.path().join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
+    assert_eq!(
+        strings(&fixture.json()["process"]["env"]),
+        ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=web-0", "HOME=/root",]
+    );
+    fixture.spec.tty = true;
+    fixture.image = json!({"Env": ["PATH=/opt/bin", "A=image", "broken", "=nameless", "B=x=y"]});
+    fixture.spec.envs = vec![("A".into(), "request".into()), ("HOME".into(), "/h".into())];
+    assert_eq!(
+        strings(&fixture.json()["process"]["env"]),
+        ["PATH=/opt/bin", "TERM=xterm", "HOSTNAME=web-0", "A=request", "B=x=y", "HOME=/h",]
+    );
+}
+
+#[test]
+fn a_working_directory_is_absolute_and_the_request_goes_first() {
+    for (image, request, expected) in [
+        (None, None, "/"),
+        (Some("/srv"), None, "/srv"),
+        (Some("srv"), None, "/srv"),
+        (Some("/srv"), Some("/tmp"), "/tmp"),
+        (Some("/srv"), Some(""), "/srv"),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.image = json!({"WorkingDir": image});
+        fixture.spec.working_dir = request.map(str::to_owned);
+        assert_eq!(fixture.json()["process"]["cwd"], expected);
+    }
+}
+
+#[test]
+fn capabilities_start_from_nine_and_none_is_ever_inheritable() {
+    let sets = |add: &[&str], drop: &[&str], ambient: &[&str]| {
+        let mut fixture = Fixture::new();
+        fixture.spec.security.capabilities.add = texts(add);
+        fixture.spec.security.capabilities.drop = texts(drop);
+        fixture.spec.security.capabilities.add_ambient = texts(ambient);
+        let value = fixture.json()["process"]["capabilities"].clone();
+        let count = |set: &str| value[set].as_array().map_or(0, Vec::len);
+        (count("bounding"), count("effective"), count("permitted"), count("inheritable"), count("ambient"))
+    };
+    assert_eq!(sets(&[], &[], &[]), (9, 9, 9, 0, 0));
+    assert_eq!(sets(&["CAP_NET_ADMIN", "net_raw"], &["KILL"], &[]), (10, 10, 10, 0, 0));
+    assert_eq!(sets(&["ALL"], &["SYS_ADMIN"], &[]), (40, 40, 40, 0, 0));
+    assert_eq!(sets(&["CHOWN"], &["ALL"], &[]), (1, 1, 1, 0, 0));
+    assert_eq!(sets(&[], &[], &["NET_BIND_SERVICE"]), (9, 9, 9, 1, 1));
+    let mut fixture = Fixture::new();
+    fixture.spec.security.capabilities.add = texts(&["CAP_FLY"]);
+    assert_eq!(fixture.error(), "capability \"CAP_FLY\" is not one that Linux knows");
+    fixture.spec.security.capabilities.add = texts(&["SYS_RESOURCE"]);
+    fixture.host.capabilities.retain(|one| *one != Capability::SysResource);
+    assert_eq!(
+        fixture.generate().unwrap().warnings,
+        ["capabilities SYS_RESOURCE are left out: this host does not have them"]
+    );
+}
+
+#[test]
+fn an_unprivileged_container_is_confined_in_every_way() {
+    let mut fixture = Fixture::new();
+    fixture.spec.security.seccomp = SecurityProfile::RuntimeDefault;
+    fixture.spec.security.no_new_privs = true;
+    fixture.spec.security.readonly_rootfs = true;
+    let spec = fixture.json();
+    assert_eq!(spec["process"]["noNewPrivileges"], true);
+    assert_eq!(spec["root"]["readonly"], true);
+    assert_eq!(spec["process"].get("rlimits"), None);
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    assert_eq!(spec["linux"]["cgroupsPath"], format!("/kubepods/pod1/{}", "22".repeat(32)));
+    for path in
+        ["/proc/kcore", "/proc/keys", "/proc/interrupts", "/sys/firmware", "/sys/devices/virtual/powercap"]
+    {
+        assert!(strings(&spec["linux"]["maskedPaths"]).contains(&path), "{path}");
+    }
+    assert_eq!(
+        strings(&spec["linux"]["readonlyPaths"]),
+        ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+    );
+    assert_eq!(
+        spec["linux"]["resources"]["devices"][0],
+        json!({"allow": false, "type": "a", "access": "rwm"})
+    );
+    let kinds: Vec<_> = spec["linux"]["namespaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|ns| (ns["type"].as_str().unwrap(), ns["path"].as_str()))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            ("mount", None),
+            ("network", Some("/run/ns/net")),
+            ("ipc", Some("/run/ns/ipc")),
+            ("uts", Some("/run/ns/uts")),
+            ("pid", Some("/run/ns/pid")),
+            ("cgroup", None),
+        ]
+    );
+}
+
+#[test]
+fn a_privileged_container_gets_the_host_and_its_pod_must_allow_it() {
+    let mut fixture = Fixture::new();
+    fixture.spec.security.privileged = true;
+    fixture.spec.security.seccomp = SecurityProfile::RuntimeDefault;
+    assert!(matches!(fixture.generate(), Err(BundleError::Privileged)));
+    fixture.pod_privileged = true;
+    let spec = fixture.json();
+    assert_eq!(spec["process"]["capabilities"]["effective"].as_array().unwrap().len(), 41);
+    assert_eq!(spec["linux"].get("seccomp"), None);
+    assert_eq!(strings(&spec["linux"]["maskedPaths"]), [""; 0]);
+    assert_eq!(strings(&spec["linux"]["readonlyPaths"]), [""; 0]);
+    assert_eq!(spec["linux"]["resources"]["devices"], json!([{"allow": true, "type": "a", "access": "rwm"}]));
+    let devices = spec["linux"]["devices"].as_array().unwrap();
+    assert!(
+        devices.iter().any(|node| node["path"] == "/dev/null" && node["major"] == 1 && node["minor"] == 3)
+    );
+    for mount in spec["mounts"].as_array().unwrap() {
+        assert!(!strings(&mount["options"]).contains(&"ro"), "{mount}");
+    }
+}
+
+#[test]
+fn an_unmasked_proc_is_given_in_a_user_namespace_only() {
+    let mut fixture = Fixture::new();
+    assert!(!strings(&fixture.json()["linux"]["maskedPaths"]).is_empty());
+    fixture.user_ns = Some("/run/ns/user".into());
+    let spec = fixture.json();
+    assert_eq!(strings(&spec["linux"]["maskedPaths"]), [""; 0]);
+    assert_eq!(spec["linux"]["namespaces"][0], json!({"type": "user", "path": "/run/ns/user"}));
+    fixture.spec.security.masked_paths = vec!["/proc/secret".into()];
+    let spec = fixture.json();
+    assert!(strings(&spec["linux"]["maskedPaths"]).contains(&"/proc/secret"));
+    assert!(strings(&spec["linux"]["maskedPaths"]).contains(&"/proc/interrupts"));
+}
+
+fn host_mount(place: &str, path: &Path) -> Mount {
+    Mount {
+        container_path: place.into(),
+        source: MountSource::Host(path.to_owned()),
+        readonly: false,
+        recursive_read_only: false,
+        selinux_relabel: false,
+        propagation: Propagation::Private,
+        uid_mappings: Vec::new(),
+        gid_mappings: Vec::new(),
+    }
+}
+
+#[test]
+fn mounts_replace_defaults_and_parents_come_first() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.scratch.path().canonicalize().unwrap();
+    fixture.spec.mounts = vec![
+        host_mount("/data/deep/er", &dir),
+        Mount { readonly: true, ..host_mount("/data", &dir) },
+        host_mount("/dev/shm/", &dir),
+        Mount { readonly: true, recursive_read_only: true, ..host_mount("/rro", &dir) },
+    ];
+    let bundle = fixture.generate().unwrap();
+    let mounts = bundle.spec.mounts().as_ref().unwrap();
+    let places: Vec<_> = mounts.iter().map(|mount| mount.destination().to_str().unwrap()).collect();
+    assert_eq!(
+        places,
+        [
+            "/proc",
+            "/dev",
+            "/sys",
+            "/data",
+            "/rro",
+            "/dev/pts",
+            "/dev/mqueue",
+            "/etc/resolv.conf",
+            "/etc/hostname",
+            "/dev/shm",
+            "/sys/fs/cgroup",
+            "/data/deep/er",
+        ]
+    );
+    let options = |place: &str| {
+        let mount = mounts.iter().find(|mount| mount.destination() == Path::new(place)).unwrap();
+        mount.options().clone().unwrap().join(",")
+    };
+    assert_eq!(options("/data"), "rbind,rprivate,ro");
+    assert_eq!(options("/rro"), "rbind,rprivate,rro");
+    assert_eq!(options("/dev/shm"), "rbind,rprivate,rw");
+    assert_eq!(options("/sys/fs/cgroup"), "nosuid,noexec,nodev,relatime,ro");
+    assert_eq!(bundle.mount_sources.len(), mounts.len());
+    for (mount, source) in mounts.iter().zip(&bundle.mount_sources) {
+        assert_eq!(source.is_some(), mount.typ().as_deref() == Some("bind"), "{:?}", mount.destination());
+        if let Some(source) = source {
+            assert_eq!(mount.source().as_ref(), Some(source));
+        }
+    }
+}
+
+#[test]
+fn a_mount_that_cannot_be_is_refused_by_its_place() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.scratch.path().canonicalize().unwrap();
+    let gone = dir.join("gone");
+    for (mount, expected) in [
+        (host_mount("/x", &gone), format!("mount source {} of /x cannot be used", gone.display())),
+        (host_mount("/", &dir), "mount destination \"/\" is not an absolute path below the root".to_owned()),
+        (
+            Mount { recursive_read_only: true, ..host_mount("/x", &dir) },
+            "mount at \"/x\" is recursively read-only, which needs readonly and private propagation"
+                .to_owned(),
+        ),
+        (
+            Mount {
+                source: MountSource::Image { image: ImageSpec::default(), sub_path: None },
+                ..host_mount("/x", &dir)
+            },
+            "mount at \"/x\" names an image that has not been mounted".to_owned(),
+        ),
+    ] {
+        fixture.spec.mounts = vec![mount];
+        assert_eq!(fixture.error(), expected);
+    }
+}
+
+#[test]
+fn an_image_volume_is_a_folder_of_ours_unless_something_is_mounted_there() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.scratch.path().canonicalize().unwrap();
+    fixture.image = json!({"Volumes": {"/var/lib/db": {}, "/data": {}, "relative": {}}});
+    assert!(fixture.generate().unwrap().volumes.is_empty());
+    fixture.volumes_dir = Some("/run/c/volumes".into());
+    fixture.spec.mounts = vec![host_mount("/data", &dir)];
+    assert_eq!(fixture.generate().unwrap().volumes, [PathBuf::from("/run/c/volumes/1")]);
+}
+
+#[test]
+fn a_localhost_seccomp_profile_is_read_or_refused_but_never_left_out() {
+    let mut fixture = Fixture::new();
+    let root = fixture.host.seccomp_root.clone();
+    std::fs::write(root.join("good.json"), r#"{"defaultAction": "SCMP_ACT_LOG"}"#).unwrap();
+    std::fs::write(root.join("bad.json"), "{").unwrap();
+    for (name, expected) in [
+        ("", format!("Localhost seccomp profile without a name; name a file below {}", root.display())),
+        (
+            "localhost/",
+            format!("Localhost seccomp profile without a name; name a file below {}", root.display()),
+        ),
+        ("gone.json", format!("read seccomp profile {}", root.join("gone.json").display())),
+        ("bad.json", format!("parse seccomp profile {}", root.join("bad.json").display())),
+        ("../x.json", "seccomp profile \"../x.json\" leads out of its folder".to_owned()),
+    ] {
+        fixture.spec.security.seccomp = SecurityProfile::Localhost(name.to_owned());
+        assert_eq!(fixture.error(), expected, "{name}");
+    }
+    for name in ["good.json".to_owned(), root.join("good.json").display().to_string()] {
+        fixture.spec.security.seccomp = SecurityProfile::Localhost(name);
+        assert_eq!(fixture.json()["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_LOG");
+    }
+}
+
+#[test]
+fn apparmor_is_asked_for_in_vain_where_there_is_none() {
+    let mut fixture = Fixture::new();
+    fixture.spec.security.apparmor = SecurityProfile::RuntimeDefault;
+    assert_eq!(fixture.json()["process"].get("apparmorProfile"), None);
+    fixture.spec.security.apparmor = SecurityProfile::Localhost("localhost/web".into());
+    assert_eq!(
+        fixture.error(),
+        "AppArmor profile \"localhost/web\" is asked for, but this host has no AppArmor"
+    );
+    fixture.host.apparmor_profiles = Some(Vec::new());
+    assert_eq!(
+        fixture.error(),
+        "AppArmor profile \"localhost/web\" is not loaded on this host; load it with apparmor_parser"
+    );
+    fixture.host.apparmor_profiles = Some(vec!["web".into()]);
+    assert_eq!(fixture.json()["process"]["apparmorProfile"], "web");
+}
+
+#[test]
+fn devices_are_read_from_the_host_and_allowed_by_number() {
+    let mut fixture = Fixture::new();
+    let device = |host: &str, permissions: &str| Device {
+        host_path: host.into(),
+        container_path: "/dev/mine".into(),
+        permissions: permissions.into(),
+    };
+    fixture.spec.devices = vec![device("/dev/null", "rw")];
+    let spec = fixture.json();
+    let node = &spec["linux"]["devices"][0];
+    assert_eq!(
+        (&node["path"], &node["type"], &node["major"], &node["minor"]),
+        (&json!("/dev/mine"), &json!("c"), &json!(1), &json!(3))
+    );
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    assert_eq!(
+        rules.last().unwrap(),
+        &json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"})
+    );
+    fixture.spec.devices = vec![device("/dev/null", "rx")];
+    assert_eq!(fixture.error(), "device \"/dev/null\" has permissions \"rx\", but only r, w and m exist");
+    fixture.spec.devices = vec![device("/dev/no-such-device", "rw")];
+    assert_eq!(fixture.error(), "device /dev/no-such-device");
+    fixture.spec.devices = vec![device("/etc/passwd", "rw")];
+    assert_eq!(
+        fixture.error(),
+        "device \"/etc/passwd\" is neither a character or block device nor a folder with some"
+    );
+}
+
+#[test]
+fn a_cgroup_parent_in_either_driver_form_and_no_other() {
+    for (parent, expected) in [
+        ("", Some("/brig/c1")),
+        ("/kubepods/burstable/pod1", Some("/kubepods/burstable/pod1/c1")),
+        ("kubepods-burstable-pod1.slice", Some("kubepods-burstable-pod1.slice:brig:c1")),
+        ("/kubepods.slice/kubepods-pod1.slice", Some("kubepods-pod1.slice:brig:c1")),
+        ("/kubepods/../..", None),
+        ("kubepods/pod1", None),
+        ("/a:b", None),
+        ("/a\nb", None),
+    ] {
+        let got = cgroups_path(parent, "c1").ok();
+        assert_eq!(got.as_deref(), expected.map(Path::new), "{parent:?}");
+    }
+}
+
+#[test]
+fn resources_keep_what_is_unset_unset_and_are_checked() {
+    let empty = serde_json::to_value(resources(&Resources::default()).unwrap()).unwrap();
+    assert_eq!(empty, json!({}));
+    let full = Resources {
+        cpu_period_us: Some(100_000),
+        cpu_quota_us: Some(-1),
+        cpu_shares: Some(512),
+        memory_limit_bytes: Some(1 << 30),
+        memory_swap_limit_bytes: Some(2 << 30),
+        cpuset_cpus: "0-1,3".into(),
+        hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit_bytes: 4 << 20 }],
+        unified: BTreeMap::from([("memory.high".to_owned(), "1000".to_owned())]),
+        ..Resources::default()
+    };
+    assert_eq!(
+        serde_json::to_value(resources(&full).unwrap()).unwrap(),
+        json!({
+            "cpu": {"shares": 512, "quota": -1, "period": 100_000, "cpus": "0-1,3"},
+            "memory": {"limit": 1 << 30, "swap": 2i64 << 30},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
+            "unified": {"memory.high": "1000"},
+        })
+    );
+    for (bad, expected) in [
+        (
+            Resources { cpuset_cpus: "0;1".into(), ..Resources::default() },
+            "resource cpuset_cpus \"0;1\" is not valid: a list such as 0-3,7 was expected",
+        ),
+        (
+            Resources {
+                memory_limit_bytes: Some(100),
+                memory_swap_limit_bytes: Some(50),
+                ..Resources::default()
+            },
+            "resource memory_swap_limit_in_bytes \"50\" is not valid: memory and swap together cannot be less than memory",
+        ),
+        (
+            Resources {
+                hugepage_limits: vec![HugepageLimit { page_size: "../2MB".into(), limit_bytes: 0 }],
+                ..Resources::default()
+            },
+            "resource hugepage_limits \"../2MB=0\" is not valid: a page size such as 2MB was expected",
+        ),
+        (
+            Resources {
+                unified: BTreeMap::from([("../cpu.max".to_owned(), "1".to_owned())]),
+                ..Resources::default()
+            },
+            "resource unified \"../cpu.max\" is not valid: the name of a cgroup v2 file was expected",
+        ),
+    ] {
+        assert_eq!(resources(&bad).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn sysctls_are_those_of_namespaces_that_the_pod_owns() {
+    let own = Namespaces::default();
+    let hosts =
+        Namespaces { network: NamespaceMode::Node, ipc: NamespaceMode::Node, ..Namespaces::default() };
+    for (name, value, in_own, in_hosts) in [
+        ("net.ipv4.ip_forward", "1", true, false),
+        ("net/ipv4/ip_forward", "1", true, false),
+        ("kernel.shmmax", "1", true, false),
+        ("kernel.msgmax", "1", true, false),
+        ("fs.mqueue.msg_max", "1", true, false),
+        ("kernel.domainname", "x", true, false),
+        ("kernel.core_pattern", "|/bin/sh", false, false),
+        ("vm.swappiness", "1", false, false),
+        ("net.ipv4.ip_forward", "1\nx", false, false),
+        ("net.ipv4.ip_forward+kernel.core_pattern", "1", false, false),
+        ("net/../kernel/core_pattern", "1", false, false),
+    ] {
+        let map = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        assert_eq!(check_sysctls(&map, &own).is_ok(), in_own, "{name}");
+        assert_eq!(check_sysctls(&map, &hosts).is_ok(), in_hosts, "{name} on the host");
+    }
+}
+
+#[test]
+fn annotations_are_ours_and_what_the_handler_lets_through() {
+    let mut fixture = Fixture::new();
+    fixture.allowed = texts(&["ok.example/*", "exact", "org.systemd.property.*", "run.oci.*", "*"]);
+    for key in
+        ["org.systemd.property.ExecStop", "run.oci.hooks.stderr", "io.kubernetes.cri.sandbox-id", "bundle"]
+    {
+        fixture.pod_annotations.insert(key.to_owned(), "evil".to_owned());
+    }
+    fixture.image = json!({"Labels": {"exact": "from the image"}});
+    let spec = fixture.json();
+    let keys: Vec<&String> = spec["annotations"].as_object().unwrap().keys().collect();
+    assert!(keys.iter().all(|key| key.starts_with("io.kubernetes.cri.")), "{keys:?}");
+    assert_eq!(spec["annotations"]["io.kubernetes.cri.sandbox-id"], "11".repeat(32));
+    fixture.allowed = texts(&["ok.example/*", "exact"]);
+    fixture.pod_annotations.insert("ok.example/a".into(), "pod".into());
+    fixture.pod_annotations.insert("other".into(), "pod".into());
+    fixture.spec.annotations.insert("ok.example/a".into(), "container".into());
+    let spec = fixture.json();
+    assert_eq!(spec["annotations"]["ok.example/a"], "container");
+    assert_eq!(spec["annotations"].get("other"), None);
+    assert_eq!(spec["annotations"].get("exact"), None);
+}
+
+#[test]
+fn stop_signals_parse_from_request_or_image_and_print_as_cri_names_them() {
+    for (text, expected) in [
+        ("SIGTERM", Some((15, "SIGTERM"))),
+        ("usr1", Some((10, "SIGUSR1"))),
+        ("9", Some((9, "SIGKILL"))),
+        ("SIGRTMIN+3", Some((37, "SIGRTMIN+3"))),
+        ("RTMIN", Some((34, "SIGRTMIN"))),
+        ("SIGRTMAX-14", Some((50, "SIGRTMAX-14"))),
+        ("SIGRTMAX", Some((64, "SIGRTMAX"))),
+        ("SIGRTMIN+31", None),
+        ("SIGRTMAX-40", None),
+        ("0", None),
+        ("65", None),
+        ("-9", None),
+        ("SIGNOPE", None),
+        ("SIG", None),
+    ] {
+        let got = text.parse::<StopSignal>().ok().map(|signal| (signal.0, signal.to_string()));
+        assert_eq!(got, expected.map(|(number, name)| (number, name.to_owned())), "{text}");
+    }
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.generate().unwrap().stop_signal, StopSignal(15));
+    fixture.image = json!({"StopSignal": "SIGQUIT"});
+    assert_eq!(fixture.generate().unwrap().stop_signal, StopSignal(3));
+    fixture.spec.stop_signal = Some("SIGINT".into());
+    assert_eq!(fixture.generate().unwrap().stop_signal, StopSignal(2));
+}
+
+#[test]
+fn namespaces_follow_the_modes_of_pod_and_container() {
+    let kinds = |fixture: &Fixture| -> Vec<String> {
+        let spec = fixture.json();
+        let all = spec["linux"]["namespaces"].as_array().unwrap().iter();
+        all.map(|ns| {
+            format!("{}{}", ns["type"].as_str().unwrap(), if ns.get("path").is_some() { "=" } else { "" })
+        })
+        .collect()
+    };
+    let mut fixture = Fixture::new();
+    fixture.spec.security.namespaces.pid = NamespaceMode::Container;
+    assert_eq!(kinds(&fixture), ["mount", "network=", "ipc=", "uts=", "pid", "cgroup"]);
+    fixture.spec.security.namespaces.pid = NamespaceMode::Target("c0".into());
+    assert_eq!(kinds(&fixture), ["mount", "network=", "ipc=", "uts=", "pid=", "cgroup"]);
+    fixture.spec.security.namespaces.pid = NamespaceMode::Node;
+    fixture.namespaces.network = NamespaceMode::Node;
+    fixture.namespaces.ipc = NamespaceMode::Node;
+    assert_eq!(kinds(&fixture), ["mount", "cgroup"]);
+}
+
+/// Goal: what we generate is what other runtimes understand. Method: `runc run` of a static busybox that looks at itself,
+/// in this test's own network and IPC namespaces; skipped where runc or busybox is not installed.
+#[test]
+fn privileged_runc_runs_a_generated_bundle_with_the_default_profile() {
+    use std::process::Command;
+    let runc = |args: &[&str]| Command::new("runc").args(args).output();
+    if runc(&["--version"]).is_err() || !Path::new("/bin/busybox").exists() {
+        return;
+    }
+    let mut fixture = Fixture::new();
+    let bundle_dir = fixture.scratch.path().canonicalize().unwrap();
+    let rootfs = bundle_dir.join("rootfs");
+    std::fs::create_dir_all(rootfs.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+    let parent = format!("/brig-test-{}-runc", std::process::id());
+    fixture.cgroup_parent = Box::leak(parent.into_boxed_str());
+    fixture.namespaces.network = NamespaceMode::Node;
+    fixture.namespaces.ipc = NamespaceMode::Node;
+    fixture.spec.security.namespaces.pid = NamespaceMode::Container;
+    fixture.spec.security.seccomp = SecurityProfile::RuntimeDefault;
+    fixture.spec.security.no_new_privs = true;
+    fixture.spec.resources =
+        Resources { cpu_shares: Some(64), memory_limit_bytes: Some(64 << 20), ..Resources::default() };
+    fixture.spec.command = texts(&["/bin/busybox", "sh", "-c"]);
+    fixture.spec.args = texts(&[
+        "bb=/bin/busybox; $bb id -u; $bb grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status; \
+        $bb unshare -U $bb true 2>/dev/null || echo no user namespace; \
+        $bb cat /proc/kcore | $bb wc -c; echo x 2>/dev/null >/proc/sys/kernel/hostname || echo read-only",
+    ]);
+    let mut spec = fixture.generate().unwrap().spec;
+    // The pod's files are not there in this test.
+    let mounts = spec.mounts_mut().as_mut().unwrap();
+    mounts.retain(|mount| !mount.source().as_ref().is_some_and(|source| source.starts_with("/run/pod")));
+    spec.save(bundle_dir.join("config.json")).unwrap();
+
+    let root = bundle_dir.join("runc-root");
+    let id = format!("brig-test-{}", std::process::id());
+    let bundle = bundle_dir.to_str().unwrap();
+    let output = runc(&["--root", root.to_str().unwrap(), "run", "--bundle", bundle, &id]).unwrap();
+    let hierarchy = crate::sys::cgroup::Hierarchy::detect().unwrap();
+    let path = crate::sys::cgroup::CgroupPath::new(Path::new(fixture.cgroup_parent)).unwrap();
+    if let Ok(cgroup) = crate::sys::cgroup::Cgroup::open(&hierarchy, &path) {
+        cgroup.remove().unwrap();
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0\nCapEff:\t00000000000005fb\nNoNewPrivs:\t1\nSeccomp:\t2\nno user namespace\n0\nread-only\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

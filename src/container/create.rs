@@ -1,0 +1,446 @@
+//! CreateContainer: intent, rootfs, bundle, monitor, publish.
+//!
+//! Each step consumes the one before and knows how to take everything back, so a failure leaves nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::image::ImageConfiguration;
+use rustix::fs::CWD;
+
+use super::bundle::{self, Bundle, BundleInput};
+use super::handler::Handler;
+use super::place::PodPlace;
+use super::record::{ContainerRecord, Saved};
+use super::spec::{ContainerSpec, MountSource, NamespaceMode};
+use super::state::State;
+use super::user::ContainerUser;
+use super::{ContainerError, Containers, Placement, now};
+use crate::events::EventKind;
+use crate::id::{ContainerId, PodId};
+use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
+use crate::monitor::client::{CreateRequest, LogTarget};
+use crate::sys::mount::clone_tree;
+use crate::task::blocking;
+
+/// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pod: PodId,
+    name: String,
+    attempt: u32,
+    request: String,
+}
+
+impl Containers {
+    /// Creates a container in the pod of `placement`. A repeat of the same call gets the same id.
+    ///
+    /// Cancel-safe: the work goes on without its caller.
+    pub(crate) async fn create(
+        &self,
+        placement: Placement,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, ContainerError> {
+        let key = Key {
+            pod: placement.pod.clone(),
+            name: spec.name.clone(),
+            attempt: spec.attempt,
+            request: serde_json::to_string(&spec).expect("a spec has only string keys and finite numbers"),
+        };
+        let this = self.clone();
+        self.0
+            .creating
+            .run(key, move || async move { this.create_once(placement, Arc::new(spec)).await })
+            .await
+    }
+
+    async fn create_once(
+        &self,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<ContainerId, ContainerError> {
+        if let Some(id) = self.already_created(&placement.pod, &spec)? {
+            return Ok(id);
+        }
+        let intended = Intended::new(self, placement, spec).await?;
+        let rooted = intended.make_rootfs().await?;
+        let bundled = rooted.write_bundle().await?;
+        bundled.hand_to_monitor().await
+    }
+
+    /// The container that an earlier, equal call created and that has not been started since.
+    fn already_created(
+        &self,
+        pod: &PodId,
+        spec: &ContainerSpec,
+    ) -> Result<Option<ContainerId>, ContainerError> {
+        let table = self.table();
+        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else {
+            return Ok(None);
+        };
+        let existing = &table.by_id[id];
+        if **existing.spec() == *spec && existing.live().state == State::Created {
+            return Ok(Some(id.clone()));
+        }
+        Err(ContainerError::Exists {
+            name: spec.name.clone(),
+            attempt: spec.attempt,
+            pod: pod.clone(),
+            existing: id.clone(),
+        })
+    }
+
+    /// Takes back all that a creation makes, in reverse order. What is missing is skipped.
+    pub(crate) async fn take_back(&self, saved: &Saved) {
+        let (store, dir, id) = (self.0.store.clone(), self.bundle_dir(&saved.id), saved.id.clone());
+        let done = blocking(move || {
+            remove_bundle(&dir)?;
+            store.remove_container(&id).map(drop).map_err(io::Error::other)
+        })
+        .await;
+        match done {
+            Ok(()) => {
+                if let Err(error) = self.0.records.remove(saved.id.to_string()).await {
+                    tracing::error!(container = %saved.id, error = %error, "cannot remove the record");
+                }
+            }
+            // The record stays, so the next start of the daemon tries again.
+            Err(error) => {
+                tracing::error!(container = %saved.id, error = %error, "cannot take back a container")
+            }
+        }
+    }
+}
+
+/// The record says that the container is being made. Undone by [`Intended::fail`].
+#[must_use]
+struct Intended {
+    all: Containers,
+    placement: Placement,
+    saved: Saved,
+    image: Arc<Image>,
+    config: ImageConfiguration,
+}
+
+impl Intended {
+    async fn new(
+        all: &Containers,
+        placement: Placement,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<Self, ContainerError> {
+        let (store, name) = (all.0.store.clone(), spec.image.image.clone());
+        let found = blocking(move || match store.find(&name)? {
+            Some(image) => Ok(Some((store.config(&image)?, image))),
+            None => Ok(None),
+        });
+        let (config, image) = found
+            .await
+            .map_err(|source: StoreError| ContainerError::Image {
+                image: spec.image.image.clone(),
+                source: Arc::new(source),
+            })?
+            .ok_or_else(|| ContainerError::NoImage(spec.image.image.clone()))?;
+        let id = ContainerId::random();
+        let log_path = match (&placement.log_directory, &spec.log_path) {
+            (Some(directory), Some(path)) => Some(directory.join(path)),
+            _ => None,
+        };
+        let saved = Saved {
+            pod: placement.pod.clone(),
+            created_at: now(),
+            image_id: image.id.clone(),
+            image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+            image_name: image.tags.first().cloned().unwrap_or_else(|| spec.image.image.clone()),
+            user: ContainerUser::default(),
+            stop_signal: String::new(),
+            log_path,
+            mounted_images: Default::default(),
+            cgroup: String::new(),
+            spec,
+            id,
+        };
+        let record =
+            ContainerRecord { saved: saved.clone(), state: None, pid: None, resources: Default::default() };
+        all.0.records.put(record).await.map_err(|source| ContainerError::Record {
+            id: saved.id.to_string(),
+            source: Arc::new(source),
+        })?;
+        Ok(Self { all: all.clone(), placement, saved, image, config })
+    }
+
+    /// The PID namespace that the container joins: the pod's, or that of the container it targets.
+    fn pid_namespace(&self) -> Option<PathBuf> {
+        match &self.saved.spec.security.namespaces.pid {
+            NamespaceMode::Target(id) => {
+                let pid = self.all.find(id).ok()?.live().pid?;
+                Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))
+            }
+            NamespaceMode::Pod | NamespaceMode::Container | NamespaceMode::Node => {
+                self.placement.place.pid_ns.clone()
+            }
+        }
+    }
+
+    async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
+        let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
+        match blocking(move || store.rootfs(&id, &image, &RootfsOptions::default())).await {
+            Ok(rootfs) => Ok(Rooted { intended: self, rootfs }),
+            Err(source) => {
+                let name = self.saved.spec.name.clone();
+                Err(self.fail(ContainerError::Rootfs { name, source: Arc::new(source) }).await)
+            }
+        }
+    }
+
+    async fn fail(self, cause: ContainerError) -> ContainerError {
+        self.all.take_back(&self.saved).await;
+        cause
+    }
+}
+
+/// Adds the writable rootfs, mounted but attached nowhere. Undone by [`Intended::fail`].
+#[must_use]
+struct Rooted {
+    intended: Intended,
+    rootfs: Rootfs,
+}
+
+impl Rooted {
+    async fn write_bundle(self) -> Result<Bundled, ContainerError> {
+        let Self { mut intended, rootfs } = self;
+        let work = BundleWork {
+            dir: intended.all.bundle_dir(&intended.saved.id),
+            host: intended.all.0.settings.host.clone(),
+            store: intended.all.0.store.clone(),
+            saved: intended.saved.clone(),
+            place: Arc::clone(&intended.placement.place),
+            pid_ns: intended.pid_namespace(),
+            handler: Arc::clone(&intended.placement.handler),
+            config: intended.config.clone(),
+            rootfs,
+        };
+        match blocking(move || work.run()).await {
+            Ok(Written { saved, rootfs, mount_fds }) => {
+                intended.saved = saved;
+                Ok(Bundled { intended, rootfs, mount_fds })
+            }
+            Err(cause) => Err(intended.fail(cause).await),
+        }
+    }
+}
+
+/// What the blocking part of a creation needs.
+struct BundleWork {
+    dir: PathBuf,
+    host: bundle::Host,
+    store: Store,
+    saved: Saved,
+    place: Arc<PodPlace>,
+    pid_ns: Option<PathBuf>,
+    handler: Arc<Handler>,
+    config: ImageConfiguration,
+    rootfs: Rootfs,
+}
+
+/// What comes of it.
+struct Written {
+    saved: Saved,
+    rootfs: Rootfs,
+    /// Sources of mounts, by their index in the OCI config.
+    mount_fds: Vec<(usize, OwnedFd)>,
+}
+
+impl BundleWork {
+    fn run(self) -> Result<Written, ContainerError> {
+        let Self { dir, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
+        let root = dir.join("rootfs");
+        std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
+        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled)?;
+        let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
+        let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
+        let parent = place.parent();
+        let Bundle { spec, user, stop_signal, mount_sources, volumes, warnings } =
+            bundle::generate(&BundleInput {
+                spec: &saved.spec,
+                pod: &place.view(&handler, &parent, pid_ns),
+                host: &host,
+                image: &config,
+                rootfs: &rootfs.mount,
+                id: &saved.id,
+                image_mounts: &images.paths,
+                volumes_dir: volumes.as_deref(),
+            })
+            .map_err(bad)?;
+        for warning in &warnings {
+            tracing::warn!(container = %saved.id, "{warning}");
+        }
+        for volume in &volumes {
+            std::fs::create_dir_all(volume).map_err(|e| file_error("create the volume", volume, e))?;
+        }
+        let path = dir.join("config.json");
+        let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
+        std::fs::write(&path, text).map_err(|e| file_error("write", &path, e))?;
+        let mount_fds = if handler.bundled {
+            images.open_sources(&mount_sources, place.shm.as_deref())?
+        } else {
+            let attached = store.rootfs_attach(&rootfs.mount, &root);
+            attached.map_err(|e| file_error("mount the rootfs at", &root, io::Error::other(e)))?;
+            Vec::new()
+        };
+        saved.cgroup = place.cgroups_path(saved.id.as_str()).map_err(bad)?.display().to_string();
+        saved.user = user;
+        saved.stop_signal = stop_signal.to_string();
+        Ok(Written { saved, rootfs, mount_fds })
+    }
+}
+
+/// The images that the request mounts into the container.
+struct ImageMounts {
+    /// By the mount's path in the container: where it is attached for a foreign runtime; for ours only a name.
+    paths: BTreeMap<PathBuf, PathBuf>,
+    /// For our own runtime, by that name.
+    detached: BTreeMap<PathBuf, OwnedFd>,
+}
+
+impl ImageMounts {
+    fn make(store: &Store, saved: &mut Saved, dir: &Path, bundled: bool) -> Result<Self, ContainerError> {
+        let (mut paths, mut detached) = (BTreeMap::new(), BTreeMap::new());
+        let spec = Arc::clone(&saved.spec);
+        for (number, mount) in spec.mounts.iter().enumerate() {
+            let MountSource::Image { image: wanted, sub_path } = &mount.source else { continue };
+            let name = wanted.image.clone();
+            let found = store.find(&name).map_err(|source| ContainerError::Image {
+                image: name.clone(),
+                source: Arc::new(source.into()),
+            })?;
+            let image = found.ok_or(ContainerError::NoImage(name))?;
+            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref()).map_err(|source| {
+                ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
+            })?;
+            let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
+            saved.mounted_images.insert(mount.container_path.clone(), reference);
+            let path = dir.join(IMAGES).join(number.to_string());
+            if bundled {
+                detached.insert(path.clone(), fd);
+            } else {
+                std::fs::create_dir_all(&path).map_err(|e| file_error("create directory", &path, e))?;
+                let attached = store.rootfs_attach(&fd, &path);
+                attached.map_err(|e| file_error("mount the image at", &path, io::Error::other(e)))?;
+            }
+            paths.insert(mount.container_path.clone(), path);
+        }
+        Ok(Self { paths, detached })
+    }
+
+    /// Gets hold of every mount source while the host's paths are in sight: the runtime is called in a mount namespace
+    /// that does not have them. `shm` is the one source that exists only there.
+    fn open_sources(
+        mut self,
+        sources: &[Option<PathBuf>],
+        shm: Option<&Path>,
+    ) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
+        let mut fds = Vec::new();
+        for (index, source) in sources.iter().enumerate() {
+            let Some(source) = source.as_deref().filter(|source| Some(*source) != shm) else { continue };
+            let fd = match self.detached.remove(source) {
+                Some(fd) => fd,
+                None => clone_tree(CWD, source, true)
+                    .map_err(|e| file_error("open the mount source", source, e))?,
+            };
+            fds.push((index, fd));
+        }
+        Ok(fds)
+    }
+}
+
+/// Where images are mounted for a foreign runtime, in the bundle's directory.
+const IMAGES: &str = "images";
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> ContainerError {
+    ContainerError::File { action, path: path.to_owned(), source: Arc::new(source) }
+}
+
+/// Adds the bundle on disk and the sources of its mounts. Undone by [`Intended::fail`].
+#[must_use]
+struct Bundled {
+    intended: Intended,
+    rootfs: Rootfs,
+    mount_fds: Vec<(usize, OwnedFd)>,
+}
+
+impl Bundled {
+    async fn hand_to_monitor(self) -> Result<ContainerId, ContainerError> {
+        let Self { intended, rootfs, mount_fds } = self;
+        let Intended { all, placement, saved, .. } = &intended;
+        let log = match saved.log_path.as_deref().map(open_log_directory).transpose() {
+            Ok(log) => log,
+            Err(cause) => return Err(intended.fail(cause).await),
+        };
+        let spec = &saved.spec;
+        let request = CreateRequest {
+            id: saved.id.to_string(),
+            runtime: placement.handler.runtime(),
+            bundle: all.bundle_dir(&saved.id),
+            log,
+            terminal: spec.tty,
+            stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
+            cgroup: saved.cgroup.clone(),
+            rootfs: placement.handler.bundled.then_some(rootfs.mount),
+            mounts: if placement.handler.bundled { mount_fds } else { Vec::new() },
+            timeout: all.0.settings.runtime_timeout,
+        };
+        let created = match placement.monitor.create(request).await {
+            Ok(created) => created,
+            Err(source) => {
+                let name = spec.name.clone();
+                placement.monitor.delete(saved.id.as_str()).await.ok();
+                let cause = ContainerError::Monitor { verb: "create", name, source: Arc::new(source) };
+                return Err(intended.fail(cause).await);
+            }
+        };
+        let record = ContainerRecord {
+            saved: saved.clone(),
+            state: Some(State::Created),
+            pid: Some(created.pid),
+            resources: spec.resources.clone(),
+        };
+        if let Err(source) = all.0.records.put(record.clone()).await {
+            placement.monitor.delete(saved.id.as_str()).await.ok();
+            let cause = ContainerError::Record { id: saved.id.to_string(), source: Arc::new(source) };
+            return Err(intended.fail(cause).await);
+        }
+        let container = all.adopt(record, placement.clone());
+        all.event(&container, EventKind::Created);
+        Ok(saved.id.clone())
+    }
+}
+
+/// Makes the directory of a log file (the kubelet does; crictl does not) and opens it.
+pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
+    let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+    std::fs::create_dir_all(directory).map_err(|e| file_error("create the log directory", directory, e))?;
+    let fd =
+        std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
+    Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
+}
+
+/// Removes a bundle directory and what a foreign runtime had mounted there.
+pub(super) fn remove_bundle(dir: &Path) -> io::Result<()> {
+    let images =
+        std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
+    for mounted in images.chain([dir.join("rootfs")]) {
+        match rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH) {
+            // Not a mount point, or not there.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,35 @@
+//! A handler: what a RuntimeClass names. An OCI runtime binary plus its settings.
+
+use std::path::PathBuf;
+
+use crate::monitor::wire::Runtime;
+
+/// One `[handlers.NAME]` of the configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Handler {
+    pub name: String,
+    /// Absolute.
+    pub path: PathBuf,
+    /// `--root` of the runtime: where it keeps its state.
+    pub root: PathBuf,
+    /// Global options before the subcommand.
+    pub options: Vec<String>,
+    /// Our own sandbox: takes mounts as file descriptors, so nothing of a pod shows in the host's mount table.
+    pub bundled: bool,
+    pub systemd_cgroup: bool,
+    /// Pod and container annotations with one of these prefixes reach the OCI config.
+    pub allowed_annotations: Vec<String>,
+}
+
+impl Handler {
+    /// How a monitor calls it.
+    pub(crate) fn runtime(&self) -> Runtime {
+        Runtime {
+            path: self.path.clone(),
+            root: self.root.clone(),
+            options: self.options.clone(),
+            systemd_cgroup: self.systemd_cgroup,
+            bundled: self.bundled,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! From a configuration to a node: log, directories, lock, stores, tables.
+
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::config::{self, CgroupDriver, Config, LogFormat, Program};
+use crate::container::handler::Handler;
+use crate::container::{self, Containers};
+use crate::cri::{About, Services};
+use crate::events::Bus;
+use crate::image::pull::{PullConfig, Puller};
+use crate::image::{Limits, Store, StoreError};
+use crate::monitor::spawn::SmallMountNamespace;
+use crate::network::{Network, NetworkConfig, NetworkError};
+use crate::pod::{self, Pods};
+use crate::records::{Records, RecordsError, Rows};
+use crate::task::blocking;
+
+/// Everything the daemon is made of.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub puller: Puller,
+    pub pods: Pods,
+    pub pod_records: pod::record::Records,
+    pub container_records: container::record::Records,
+    pub bus: Bus,
+    /// Held until the process ends, so two daemons never share a directory.
+    _locks: [File; 2],
+}
+
+/// Why the daemon cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error("cannot {action} {}", path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another brigd uses {}; stop it or give this one its own --root, --run and --listen", .0.display())]
+    InUse(PathBuf),
+    #[error("the binary {name} is not beside brigd in {}; install all of Brig's binaries together", dir.display())]
+    NoSibling { name: &'static str, dir: PathBuf },
+    #[error("cannot open the image store in {}", path.display())]
+    Store {
+        path: PathBuf,
+        #[source]
+        source: StoreError,
+    },
+    #[error("cannot open the records in {}", path.display())]
+    Records {
+        path: PathBuf,
+        #[source]
+        source: RecordsError,
+    },
+    #[error("cannot set the network up")]
+    Network(#[source] NetworkError),
+    #[error("cannot make a small mount namespace for monitors")]
+    Mounts(#[source] io::Error),
+}
+
+/// Starts the log on standard error.
+pub(super) fn log(server: &config::Server) {
+    let filter =
+        EnvFilter::builder().parse_lossy(format!("brig={level},{level}", level = server.log_level.as_str()));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    match server.log_format {
+        LogFormat::Text => log.with_ansi(false).finish().init(),
+        LogFormat::Json => log.json().finish().init(),
+    }
+}
+
+/// Opens directories, lock, stores and tables. Touches no pod.
+pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
+    let (root, run) = (config.server.root.clone(), config.server.run.clone());
+    for dir in [root.clone(), run.clone(), run.join("pods"), run.join("containers"), run.join("monitors")] {
+        make_private_dir(&dir)?;
+    }
+    let locks = [lock(&root)?, lock(&run)?];
+    let store = {
+        let (path, limits) = (
+            root.clone(),
+            Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() },
+        );
+        blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source }))
+            .await?
+    };
+    let records = {
+        let path = run.join("records");
+        blocking(move || Records::open(&path).map_err(|source| SetupError::Records { path, source })).await?
+    };
+    let opened = |source: RecordsError| SetupError::Records { path: run.join("records"), source };
+    let pod_records = Rows::open(&records).map_err(opened)?;
+    let container_records = Rows::open(&records).map_err(opened)?;
+    let bin = binaries();
+    let monitor = sibling(&bin, "brig-monitor")?;
+    sibling(&bin, config::BUNDLED_BINARY)?;
+    let small_mounts = {
+        let paths = [root.clone(), run.clone(), bin.clone()];
+        blocking(move || SmallMountNamespace::prepare(&paths)).await.map_err(SetupError::Mounts)?
+    };
+    let network = Network::new(NetworkConfig {
+        cni_conf_dir: config.network.cni_conf_dir.clone(),
+        cni_bin_dirs: config.network.cni_bin_dirs.clone(),
+        cni_cache_dir: root.join("cni"),
+        builtin: config.network.builtin,
+        bridge_name: config.network.bridge.clone(),
+        subnets: config.network.subnets.clone(),
+        mtu: (config.network.mtu != 0).then_some(config.network.mtu),
+        state_dir: run.join("network"),
+        ..NetworkConfig::default()
+    })
+    .map_err(SetupError::Network)?;
+    let puller = Puller::new(
+        store.clone(),
+        PullConfig {
+            certs_dirs: config.registries.certs_dir.clone(),
+            auth_files: config.images.auth_files.clone(),
+            parallel_layers: config.images.parallel_layers as usize,
+            stall_timeout: config.images.stall_timeout,
+            ..PullConfig::default()
+        },
+    );
+    let bus = Bus::default();
+    let containers = Containers::new(
+        container_records.clone(),
+        store.clone(),
+        bus.clone(),
+        container::Settings {
+            run: run.clone(),
+            host: container::bundle::Host::detect(
+                config.runtime.seccomp_root.clone(),
+                (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
+            ),
+            runtime_timeout: config.runtime.create_timeout,
+        },
+    );
+    let pods = Pods::new(
+        pod_records.clone(),
+        containers,
+        network,
+        bus.clone(),
+        pod::Settings {
+            run: run.clone(),
+            monitor,
+            handlers: handlers(&config, &bin),
+            default_handler: config.runtime.default_handler.clone(),
+            small_mounts: Some(Arc::new(small_mounts)),
+            shm_size: config.runtime.shm_size,
+        },
+    );
+    Ok(Node {
+        config: Arc::new(config),
+        store,
+        puller,
+        pods,
+        pod_records,
+        container_records,
+        bus,
+        _locks: locks,
+    })
+}
+
+impl Node {
+    /// What the gRPC edge works on.
+    pub(super) fn services(&self) -> Services {
+        Services {
+            about: About {
+                root: self.config.server.root.clone(),
+                run: self.config.server.run.clone(),
+                systemd_cgroups: self.config.runtime.cgroup_driver == CgroupDriver::Systemd,
+                toml: self.config.to_toml(),
+            },
+            pods: self.pods.clone(),
+            store: self.store.clone(),
+            puller: self.puller.clone(),
+            bus: self.bus.clone(),
+        }
+    }
+}
+
+/// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.
+fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> {
+    let resolve = |name: &str, handler: &config::Handler| {
+        let path = match &handler.path {
+            Program::Default => bin.join(config::BUNDLED_BINARY),
+            Program::At(path) => path.clone(),
+            Program::OnPath(program) => find_on_path(program),
+        };
+        let bundled = path.file_name().is_some_and(|file| file == config::BUNDLED_BINARY);
+        Handler {
+            name: name.to_owned(),
+            root: handler.root.clone().unwrap_or_else(|| config.server.run.join("runtimes").join(name)),
+            options: handler.options.clone(),
+            allowed_annotations: handler.allowed_annotations.clone(),
+            systemd_cgroup: handler.systemd_cgroup && config.runtime.cgroup_driver == CgroupDriver::Systemd,
+            bundled,
+            path,
+        }
+    };
+    config.handlers.iter().map(|(name, handler)| (name.clone(), Arc::new(resolve(name, handler)))).collect()
+}
+
+/// Where `program` is in PATH; where it would usually be if it is nowhere, so an error can name a path.
+fn find_on_path(program: &str) -> PathBuf {
+    const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let path = std::env::var_os("PATH").unwrap_or_else(|| USUAL.into());
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| Path::new("/usr/bin").join(program))
+}
+
+/// The directory of this binary; its siblings are found there.
+fn binaries() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/brigd"));
+    own.parent().map_or_else(|| PathBuf::from("/usr/bin"), Path::to_owned)
+}
+
+fn sibling(dir: &Path, name: &'static str) -> Result<PathBuf, SetupError> {
+    let path = dir.join(name);
+    if path.is_file() { Ok(path) } else { Err(SetupError::NoSibling { name, dir: dir.to_owned() }) }
+}
+
+fn make_private_dir(path: &Path) -> Result<(), SetupError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| SetupError::File { action: "create directory", path: path.to_owned(), source })
+}
+
+fn lock(dir: &Path) -> Result<File, SetupError> {
+    let path = dir.join("brigd.lock");
+    let error = |action, source| SetupError::File { action, path: path.clone(), source };
+    let file = File::create(&path).map_err(|source| error("create", source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(SetupError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(error("lock", source)),
+    }
+}

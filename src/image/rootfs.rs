@@ -1,0 +1,452 @@
+//! An image's layers as one filesystem: a container's rootfs, or an image mounted read-only as a volume.
+//!
+//! The result is a detached mount (mount(2) "new mount API", Linux 5.2): a file descriptor and no entry in any mount table, so starting a
+//! container stays as cheap on a host with thousands of mounts. Whoever holds it attaches it in the container's own mount namespace.
+//!
+//! ```text
+//! containers/<id>/layers.json   written before anything is mounted: these layers are in use
+//! containers/<id>/upper         what the container writes; starts with owner and mode of the image's own root
+//! containers/<id>/work          overlayfs's scratch folder
+//! ```
+//!
+//! Crash rules: nothing here is synced. The mount dies with the machine and the container with it, so after a power cut
+//! the folder is only something to remove; overlayfs is told so (`volatile`) and skips its own syncs.
+//! [`Store::rootfs`] for an id that has a folder starts with an empty one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+use super::unpack::{open_directory, remove_tree};
+use super::{Image, Removed, Store, random_name};
+use crate::id::{ContainerId, Digest};
+
+/// What fsconfig(2) takes as a string value, its final NUL included.
+const FSCONFIG_VALUE_MAX: usize = 256;
+
+/// How the rootfs is wanted.
+#[derive(Debug, Default)]
+pub(crate) struct RootfsOptions {
+    /// The mount itself is read-only at once. Only for who needs to create no mount points in it.
+    pub(crate) readonly: bool,
+    /// A user namespace: the layers' files appear with the ids it maps theirs to. Needs idmapped mounts of the
+    /// filesystem the store is on, and Linux 6.15 (before that, overlayfs refuses layers on detached mounts). The
+    /// writable layer is not mapped: overlayfs works in it as the host's root, whom the namespace does not know.
+    pub(crate) idmap: Option<OwnedFd>,
+}
+
+/// A container's root filesystem, not attached anywhere.
+#[derive(Debug)]
+pub(crate) struct Rootfs {
+    /// A detached overlay mount.
+    pub(crate) mount: OwnedFd,
+    /// Where on the host the container's writes end up.
+    pub(crate) upper: PathBuf,
+}
+
+/// Why there is no rootfs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootfsError {
+    #[error("{operation} {}", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{call} for the overlay of {layers} layers of image {image}")]
+    Mount {
+        call: &'static str,
+        image: Digest,
+        layers: usize,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the image {image} has lost the layer {layer}; pull it again")]
+    LayerGone { image: Digest, layer: Digest },
+    #[error("open {} in the image {image}", sub_path.display())]
+    SubPath {
+        sub_path: PathBuf,
+        image: Digest,
+        #[source]
+        source: io::Error,
+    },
+    #[error("attach the rootfs at {}", target.display())]
+    Attach {
+        target: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RootfsError {
+    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { operation, path: path.to_owned(), source }
+    }
+}
+
+impl Store {
+    /// A fresh writable rootfs for `container` on top of `image`. Undone by [`Store::remove_container`]. Blocking:
+    /// about a millisecond.
+    pub(crate) fn rootfs(
+        &self,
+        container: &ContainerId,
+        image: &Image,
+        options: &RootfsOptions,
+    ) -> Result<Rootfs, RootfsError> {
+        self.use_layers(container, image)?;
+        let folder = self.container_path(container);
+        let opened = open_directory(&folder).map_err(RootfsError::io("open", &folder))?;
+        let (upper, work) = (folder.join("upper"), folder.join("work"));
+        for path in [&upper, &work] {
+            let name = path.file_name().expect("both have a name");
+            remove_tree(opened.as_fd(), name).map_err(RootfsError::io("empty", path))?;
+            fs::DirBuilder::new().mode(0o700).create(path).map_err(RootfsError::io("create", path))?;
+        }
+        self.inner.writable.forget(container);
+        let lower = self.lower(image)?;
+        let attributes =
+            if options.readonly { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+        let failed =
+            |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
+        // Open until the overlay has references of its own.
+        let mapped = match &options.idmap {
+            None => Vec::new(),
+            Some(user_namespace) => lower
+                .iter()
+                .map(|path| map_ids(path, user_namespace))
+                .collect::<io::Result<Vec<_>>>()
+                .map_err(|source| failed("map the ids", source))?,
+        };
+        let shown = match &options.idmap {
+            None => lower.clone(),
+            Some(_) => mapped.iter().map(|mount| PathBuf::from(fd_path(mount.as_fd()))).collect(),
+        };
+        // The merged root shows the owner and mode of its uppermost directory.
+        root_owner(&lower)
+            .and_then(|layer| fs::metadata(&shown[layer]))
+            .and_then(|root| {
+                std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid()))?;
+                fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
+            })
+            .map_err(RootfsError::io("set owner and mode of", &upper))?;
+        let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes };
+        let mount = overlay.mount(&folder).map_err(|(call, source)| failed(call, source.into()))?;
+        Ok(Rootfs { mount, upper })
+    }
+
+    /// Attaches a rootfs at `target`, an empty directory, for runtimes that need a path. Undone by umount2(2). Blocking.
+    pub(crate) fn rootfs_attach(&self, mount: impl AsFd, target: &Path) -> Result<(), RootfsError> {
+        let attach = || {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let place = rustix::fs::openat(CWD, target, flags, Mode::empty())?;
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+            rustix::mount::move_mount(mount, "", place, "", flags)
+        };
+        attach().map_err(|source| RootfsError::Attach { target: target.to_owned(), source: source.into() })
+    }
+
+    /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`. The image's
+    /// layers stay until the container is removed. Blocking.
+    ///
+    /// # Errors
+    /// When `sub_path` does not exist in the image; it is resolved inside it.
+    pub(crate) fn image_mount(
+        &self,
+        container: &ContainerId,
+        image: &Image,
+        sub_path: Option<&Path>,
+    ) -> Result<OwnedFd, RootfsError> {
+        self.use_layers(container, image)?;
+        let mut lower = self.lower(image)?;
+        // overlayfs without an upper wants two lower layers.
+        while lower.len() < 2 {
+            lower.push(self.inner.root.join("empty"));
+        }
+        let overlay = Overlay { lower: &lower, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
+        let failed = |call, source: Errno| RootfsError::Mount {
+            call,
+            image: image.id.clone(),
+            layers: lower.len(),
+            source: source.into(),
+        };
+        let mount =
+            overlay.mount(&self.container_path(container)).map_err(|(call, source)| failed(call, source))?;
+        let Some(sub_path) = sub_path.filter(|path| !path.as_os_str().is_empty()) else {
+            return Ok(mount);
+        };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place =
+            rustix::fs::openat2(&mount, sub_path, flags, Mode::empty(), resolve).map_err(|source| {
+                RootfsError::SubPath {
+                    sub_path: sub_path.to_owned(),
+                    image: image.id.clone(),
+                    source: source.into(),
+                }
+            })?;
+        clone_of(&place).map_err(|source| failed("open_tree", source))
+    }
+
+    /// Removes a container's writable layer and releases its layers. The rootfs must be unmounted. Blocking.
+    pub(crate) fn remove_container(&self, container: &ContainerId) -> Result<Removed, RootfsError> {
+        let folder = self.inner.root.join("containers");
+        let path = self.container_path(container);
+        // In one step, so that a crash leaves a whole folder or none.
+        let name = random_name("tmp-");
+        let layers = self.inner.root.join("layers");
+        let removed = match fs::rename(&path, layers.join(&name)) {
+            Ok(()) => Removed::Now,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Removed::AlreadyGone,
+            Err(err) => return Err(RootfsError::io("move away", &path)(err)),
+        };
+        self.inner.writable.forget(container);
+        self.inner.state().containers.remove(container);
+        if removed == Removed::Now {
+            let opened = open_directory(&layers).map_err(RootfsError::io("open", &folder))?;
+            remove_tree(opened.as_fd(), name.as_ref())
+                .map_err(RootfsError::io("remove", &layers.join(&name)))?;
+        }
+        Ok(removed)
+    }
+
+    /// The containers that have something here, so that recovery can remove those it does not know.
+    pub(crate) fn containers(&self) -> Vec<ContainerId> {
+        self.inner.state().containers.keys().cloned().collect()
+    }
+
+    /// `containers/<id>`.
+    pub(super) fn container_path(&self, container: &ContainerId) -> PathBuf {
+        self.inner.root.join("containers").join(container.as_str())
+    }
+
+    /// Notes, on disk first, that a container needs the image's layers.
+    fn use_layers(&self, container: &ContainerId, image: &Image) -> Result<(), RootfsError> {
+        let folder = self.container_path(container);
+        let mut used: BTreeSet<Digest> = {
+            let mut state = self.inner.state();
+            if let Some(layer) = image.layers.iter().find(|diff_id| !state.layers.contains_key(*diff_id)) {
+                return Err(RootfsError::LayerGone { image: image.id.clone(), layer: layer.clone() });
+            }
+            // In memory first too: from here on the collector leaves them alone.
+            let used = state.containers.entry(container.clone()).or_default();
+            used.extend(image.layers.iter().cloned());
+            used.clone()
+        };
+        used.extend(image.layers.iter().cloned());
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(RootfsError::io("create", &folder))?;
+        let path = folder.join("layers.json");
+        let partial = folder.join("layers.json.tmp");
+        let text = serde_json::to_vec(&used).expect("digests are strings");
+        fs::write(&partial, text)
+            .and_then(|()| fs::rename(&partial, &path))
+            .map_err(RootfsError::io("write", &path))
+    }
+
+    /// The directories to stack, the uppermost first. Never empty.
+    fn lower(&self, image: &Image) -> Result<Vec<PathBuf>, RootfsError> {
+        let mut lower: Vec<PathBuf> = Vec::new();
+        for diff_id in image.layers.iter().rev() {
+            let path = self.layer_path(diff_id).join("fs");
+            // A layer may stand in an image twice; overlayfs wants each directory once, and the upper one decides.
+            if lower.contains(&path) {
+                continue;
+            }
+            let mut value = [0u8; 1];
+            let opaque = match rustix::fs::lgetxattr(&path, "trusted.overlay.opaque", &mut value) {
+                Ok(1) => value == *b"y",
+                Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => false,
+                Err(Errno::NOENT) => {
+                    return Err(RootfsError::LayerGone { image: image.id.clone(), layer: diff_id.clone() });
+                }
+                Err(err) => return Err(RootfsError::io("look at the layer", &path)(err.into())),
+            };
+            lower.push(path);
+            // overlayfs looks at this attribute everywhere but at the root of a layer.
+            if opaque {
+                break;
+            }
+        }
+        if lower.is_empty() {
+            lower.push(self.inner.root.join("empty"));
+        }
+        Ok(lower)
+    }
+}
+
+/// Whose owner and mode the image's root has: the uppermost layer that says something about its root.
+fn root_owner(lower: &[PathBuf]) -> io::Result<usize> {
+    for (at, path) in lower.iter().enumerate() {
+        let root = fs::symlink_metadata(path)?;
+        if (root.uid(), root.gid(), root.mode() & 0o7777) != (0, 0, 0o755) {
+            return Ok(at);
+        }
+    }
+    Ok(0)
+}
+
+/// An overlay to be mounted.
+struct Overlay<'a> {
+    /// The uppermost first; at least one, and two without `upper`.
+    lower: &'a [PathBuf],
+    /// Upper and work directory.
+    upper: Option<(&'a Path, &'a Path)>,
+    attributes: MountAttrFlags,
+}
+
+type CallResult<T> = Result<T, (&'static str, Errno)>;
+
+impl Overlay<'_> {
+    /// `scratch` is a folder that the fallback for old kernels may mount in for a moment.
+    fn mount(&self, scratch: &Path) -> CallResult<OwnedFd> {
+        match self.mount_by_fsconfig() {
+            // Before Linux 6.7 (b36a5780cb44) overlayfs does not know `lowerdir+`.
+            Err(("fsconfig lowerdir+", Errno::INVAL)) => self.mount_by_path(scratch),
+            other => other,
+        }
+    }
+
+    fn mount_by_fsconfig(&self) -> CallResult<OwnedFd> {
+        let context =
+            rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|err| ("fsopen", err))?;
+        // Directories opened for values that do not fit; the kernel resolves them in fsconfig itself.
+        let set = |key: &'static str, name: &'static str, path: &Path| -> CallResult<()> {
+            let fits = path.as_os_str().len() < FSCONFIG_VALUE_MAX
+                && !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b'\\' | b':' | b','));
+            let result = if fits {
+                rustix::mount::fsconfig_set_string(context.as_fd(), key, path)
+            } else {
+                let opened = open_path(path).map_err(|err| ("open a layer", err))?;
+                rustix::mount::fsconfig_set_string(context.as_fd(), key, fd_path(opened.as_fd()))
+            };
+            result.map_err(|err| (name, err))
+        };
+        for path in self.lower {
+            set("lowerdir+", "fsconfig lowerdir+", path)?;
+        }
+        if let Some((upper, work)) = self.upper {
+            set("upperdir", "fsconfig upperdir", upper)?;
+            set("workdir", "fsconfig workdir", work)?;
+            // Linux 5.10. Without it overlayfs syncs the whole upper filesystem at unmount.
+            rustix::mount::fsconfig_set_flag(context.as_fd(), "volatile")
+                .map_err(|err| ("fsconfig volatile", err))?;
+        }
+        rustix::mount::fsconfig_create(context.as_fd()).map_err(|err| ("fsconfig create", err))?;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)
+            .map_err(|err| ("fsmount", err))
+    }
+
+    /// By mount(2), whose options fit one page: layers are named by descriptor, 18 bytes each.
+    fn mount_by_path(&self, scratch: &Path) -> CallResult<OwnedFd> {
+        let open = |path: &Path| open_path(path).map_err(|err| ("open a layer", err));
+        let lower = self.lower.iter().map(|path| open(path)).collect::<CallResult<Vec<_>>>()?;
+        let names: Vec<_> = lower.iter().map(|opened| fd_path(opened.as_fd())).collect();
+        let mut options = format!("lowerdir={}", names.join(":"));
+        let upper = self.upper.map(|(upper, work)| Ok((open(upper)?, open(work)?))).transpose()?;
+        if let Some((upper, work)) = &upper {
+            let (upper, work) = (fd_path(upper.as_fd()), fd_path(work.as_fd()));
+            options += &format!(",upperdir={upper},workdir={work},volatile");
+        }
+        let target = scratch.join(random_name("mount-"));
+        fs::DirBuilder::new().mode(0o700).create(&target).map_err(|err| ("mkdir", errno(&err)))?;
+        let options = std::ffi::CString::new(options).expect("numbers and fixed words hold no NUL");
+        let flags = if self.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
+            MountFlags::RDONLY
+        } else {
+            MountFlags::empty()
+        };
+        let mounted = rustix::mount::mount("overlay", &target, "overlay", flags, options.as_c_str())
+            .map_err(|err| ("mount", err))
+            .and_then(|()| {
+                let cloned =
+                    open_path(&target).and_then(|root| clone_of(&root)).map_err(|err| ("open_tree", err));
+                let unmounted =
+                    rustix::mount::unmount(&target, UnmountFlags::DETACH).map_err(|err| ("umount2", err));
+                cloned.and_then(|cloned| unmounted.map(|()| cloned))
+            });
+        let removed = fs::remove_dir(&target).map_err(|err| ("rmdir", errno(&err)));
+        mounted.and_then(|mount| removed.map(|()| mount))
+    }
+}
+
+/// A detached mount of the directory at `path` with ids as `user_namespace` maps them.
+fn map_ids(path: &Path, user_namespace: &OwnedFd) -> io::Result<OwnedFd> {
+    let mount = clone_of(&open_path(path)?)?;
+    crate::sys::mount::map_ids(&mount, false, user_namespace.as_fd())?;
+    Ok(mount)
+}
+
+/// A detached copy of the mount at `place`, rooted there.
+fn clone_of(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    rustix::mount::open_tree(place, "", flags)
+}
+
+/// Follows links: a layer with mapped ids is named by its descriptor in /proc.
+fn open_path(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+}
+
+fn fd_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn errno(err: &io::Error) -> Errno {
+    Errno::from_io_error(err).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn privileged_the_way_for_old_kernels_makes_the_same_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        // A name that neither fsconfig nor mount(2) would take as it is.
+        let folder = dir.path().join(format!("a:b,c\\d{}", "x".repeat(240)));
+        let path = |name: &str| folder.join(name);
+        for name in ["top", "bottom", "upper", "work", "scratch"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("top/f"), "top").unwrap();
+        fs::write(path("bottom/f"), "bottom").unwrap();
+        fs::write(path("bottom/g"), "g").unwrap();
+        let (lower, upper, work) = ([path("top"), path("bottom")], path("upper"), path("work"));
+        for way in [Overlay::mount, Overlay::mount_by_path] {
+            for attributes in [MountAttrFlags::empty(), MountAttrFlags::MOUNT_ATTR_RDONLY] {
+                for name in ["upper", "work"] {
+                    fs::remove_dir_all(path(name)).unwrap();
+                    fs::create_dir(path(name)).unwrap();
+                }
+                let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), attributes };
+                let mount = way(&overlay, &path("scratch")).unwrap();
+                let open = |name: &str, flags| {
+                    rustix::fs::openat(&mount, name, flags, Mode::from_raw_mode(0o600)).map(fs::File::from)
+                };
+                let read = |name| io::read_to_string(open(name, OFlags::RDONLY).unwrap()).unwrap();
+                assert_eq!((read("f"), read("g")), ("top".to_owned(), "g".to_owned()));
+                let made = open("new", OFlags::WRONLY | OFlags::CREATE);
+                assert_eq!(made.is_ok(), attributes.is_empty());
+                assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "something stayed mounted");
+    }
+}

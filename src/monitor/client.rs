@@ -1,0 +1,583 @@
+//! The daemon's end of the wire: one [`Monitor`] per pod, any number of requests in flight.
+//!
+//! A task reads the socket and hands replies to whoever asked and events to whoever listens. When the monitor ends,
+//! every request in flight and every later one answers [`MonitorError::Gone`].
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::wire::{
+    self, ContainerState, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request,
+    Runtime, ToMonitor, WireError,
+};
+use crate::sys::{signal, socket};
+use crate::units::Bytes;
+
+pub(crate) use super::wire::{ContainerStatus, Event, Status};
+
+/// Events kept for a listener that is not there yet, as during recovery.
+const EVENTS_MAX: usize = 256;
+
+/// What one read of the socket takes at most.
+const READ_BYTES: usize = 16 << 10;
+
+/// A monitor answers what needs no OCI runtime at once; this long means that it hangs.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// For requests that the monitor itself bounds: it answers first.
+const ANSWER_MARGIN: Duration = Duration::from_secs(10);
+
+/// How long the OCI runtime may take for start, kill, delete, pause, resume, update and the start of an exec.
+const RUNTIME_WAIT: Duration = Duration::from_secs(60);
+
+/// Why a monitor did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MonitorError {
+    #[error("the monitor has ended")]
+    Gone,
+    #[error("the monitor did not answer {what} within {after:?}; look at its log in the pod's directory")]
+    NoAnswer { what: &'static str, after: Duration },
+    #[error("the monitor does not know container {id}")]
+    NoSuchContainer { id: String },
+    #[error("the container is {state:?} in the monitor")]
+    WrongState { state: ContainerState },
+    #[error("the runtime failed to {stage}: {message}")]
+    RuntimeFailed { stage: String, message: String },
+    #[error("the runtime did not {stage} within {after:?} and was killed")]
+    Timeout { stage: String, after: Duration },
+    #[error("the monitor could not {action}: {message}")]
+    System { action: String, message: String },
+    #[error("the monitor refused the request: {message}")]
+    Invalid { message: String },
+    #[error("the monitor is older than this daemon and does not know {what}; run the pod anew")]
+    Unsupported { what: &'static str },
+    #[error("the monitor answered {what} with something else")]
+    Confused { what: &'static str },
+    #[error("signal {0:?} is not known")]
+    BadSignal(String),
+    #[error("cannot talk to the monitor at {}", path.display())]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot {action} for the monitor")]
+    Local {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot say it to the monitor")]
+    Wire(#[from] WireError),
+}
+
+/// A container to create.
+#[derive(Debug)]
+pub(crate) struct CreateRequest {
+    pub id: String,
+    pub runtime: Runtime,
+    pub bundle: PathBuf,
+    pub log: Option<LogTarget>,
+    pub terminal: bool,
+    pub stdin: bool,
+    pub stdin_once: bool,
+    pub cgroup: String,
+    /// A detached mount, for runtimes that take one.
+    pub rootfs: Option<OwnedFd>,
+    /// Detached mounts and the indexes of the mounts in the OCI config that they are the sources of.
+    pub mounts: Vec<(usize, OwnedFd)>,
+    pub timeout: Duration,
+}
+
+/// A log file: a name in an open directory.
+#[derive(Debug)]
+pub(crate) struct LogTarget {
+    pub directory: OwnedFd,
+    pub name: String,
+}
+
+/// What an ExecSync produced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ExecOutput {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    /// 128 + n for signal n.
+    pub exit_code: i32,
+    pub timed_out: bool,
+}
+
+/// A connection to a monitor. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Monitor(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    pid: i32,
+    /// Readable once the process has ended.
+    process: AsyncFd<OwnedFd>,
+    socket: AsyncFd<OwnedFd>,
+    /// Held while a frame is written.
+    sending: tokio::sync::Mutex<()>,
+    next_id: AtomicU64,
+    waiting: Mutex<Waiting>,
+    events: Mutex<Option<mpsc::Receiver<Event>>>,
+    closed: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    closed: bool,
+    replies: HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
+    execs: HashMap<String, oneshot::Sender<ExecEnd>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ExecEnd {
+    code: i32,
+    timed_out: bool,
+}
+
+impl Monitor {
+    /// A monitor that has ended: every request answers [`MonitorError::Gone`].
+    pub(crate) fn gone() -> Self {
+        Self(None)
+    }
+
+    /// Finds the monitor of an earlier daemon again.
+    pub(crate) async fn connect(path: &Path) -> Result<(Self, Status), MonitorError> {
+        let failed = |source: io::Error| MonitorError::Connect { path: path.to_owned(), source };
+        let stream = tokio::net::UnixStream::connect(path).await.map_err(failed)?;
+        let pid = stream.peer_cred().map_err(failed)?.pid().unwrap_or(0);
+        // The listening socket was made by brigd, so the peer's credentials are not the monitor's: it says itself.
+        let stream = stream.into_std().map_err(failed)?;
+        let probe = Self::over(stream.into(), pid)?;
+        let status = probe.status().await?;
+        let monitor = match status.ready.pid {
+            own if own == pid || own == 0 => probe,
+            own => probe.with_pid(own, path).await?,
+        };
+        Ok((monitor, status))
+    }
+
+    /// The same connection anew, knowing the right process.
+    async fn with_pid(self, pid: i32, path: &Path) -> Result<Self, MonitorError> {
+        let failed = |source: io::Error| MonitorError::Connect { path: path.to_owned(), source };
+        let stream = tokio::net::UnixStream::connect(path).await.map_err(failed)?;
+        Self::over(stream.into_std().map_err(failed)?.into(), pid)
+    }
+
+    /// Starts to read `socket`, the connection to the monitor with this pid. Needs a tokio runtime.
+    pub(super) fn over(socket: OwnedFd, pid: i32) -> Result<Self, MonitorError> {
+        let local = |action| move |source: io::Error| MonitorError::Local { action, source };
+        let raw = rustix::process::Pid::from_raw(pid).ok_or(MonitorError::Gone)?;
+        let process = match rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(rustix::io::Errno::SRCH) => return Err(MonitorError::Gone),
+            Err(error) => return Err(local("open the process")(error.into())),
+        };
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|e| local("set up the socket")(e.into()))?;
+        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        let inner = Arc::new(Inner {
+            pid,
+            process: AsyncFd::new(process).map_err(local("watch the process"))?,
+            socket: AsyncFd::new(socket).map_err(local("watch the socket"))?,
+            sending: tokio::sync::Mutex::default(),
+            next_id: AtomicU64::new(1),
+            waiting: Mutex::default(),
+            events: Mutex::new(Some(receiver)),
+            closed: watch::Sender::new(false),
+        });
+        tokio::spawn(read(Arc::clone(&inner), sender));
+        Ok(Self(Some(inner)))
+    }
+
+    /// 0 if it is gone.
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.as_ref().map_or(0, |inner| inner.pid)
+    }
+
+    /// What happens from now on, and since the connection was made. Empty for all but the first caller.
+    pub(crate) fn events(&self) -> mpsc::Receiver<Event> {
+        let taken = self.0.as_ref().and_then(|inner| lock(&inner.events).take());
+        taken.unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    /// Returns once the monitor's process has ended. Cancel-safe.
+    pub(crate) async fn closed(&self) {
+        if let Some(inner) = &self.0 {
+            // An error would mean that the runtime is ending.
+            inner.process.readable().await.map(drop).ok();
+            inner.closed.subscribe().wait_for(|closed| *closed).await.map(drop).ok();
+        }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill_process(&self) {
+        if let Some(inner) = &self.0 {
+            // Only ESRCH is possible, and then it has ended.
+            signal::send(inner.process.get_ref(), 9).ok();
+        }
+    }
+
+    pub(crate) async fn create(&self, create: CreateRequest) -> Result<Created, MonitorError> {
+        let CreateRequest {
+            id,
+            runtime,
+            bundle,
+            log,
+            terminal,
+            stdin,
+            stdin_once,
+            cgroup,
+            rootfs,
+            mounts,
+            timeout,
+        } = create;
+        let request = Request::Create(Create {
+            container: id.clone(),
+            runtime,
+            bundle,
+            log: log.as_ref().map(|log| log.name.clone()),
+            terminal,
+            stdin,
+            stdin_once,
+            cgroup,
+            rootfs: rootfs.is_some(),
+            mounts: mounts.iter().map(|(index, _)| *index).collect(),
+            timeout_ms: millis(timeout),
+        });
+        let fds: Vec<OwnedFd> = log
+            .map(|log| log.directory)
+            .into_iter()
+            .chain(rootfs)
+            .chain(mounts.into_iter().map(|(_, fd)| fd))
+            .collect();
+        match self.ask("create", request, &fds, timeout + ANSWER_MARGIN).await? {
+            (Reply::Created(created), _) => Ok(created),
+            other => Err(unexpected("create", &id, other.0)),
+        }
+    }
+
+    pub(crate) async fn start(&self, id: &str) -> Result<(), MonitorError> {
+        let request = Request::Start { container: id.to_owned(), timeout_ms: millis(RUNTIME_WAIT) };
+        self.done("start", id, request, &[]).await
+    }
+
+    /// `signal` is a name or a number.
+    pub(crate) async fn kill(&self, id: &str, signal: &str, all: bool) -> Result<(), MonitorError> {
+        let number = signal::parse(signal).ok_or_else(|| MonitorError::BadSignal(signal.to_owned()))?;
+        let timeout_ms = millis(RUNTIME_WAIT);
+        self.done(
+            "kill",
+            id,
+            Request::Kill { container: id.to_owned(), signal: number, all, timeout_ms },
+            &[],
+        )
+        .await
+    }
+
+    /// Kills what runs, removes what the runtime keeps, forgets the container.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), MonitorError> {
+        let request = Request::Delete { container: id.to_owned(), timeout_ms: millis(RUNTIME_WAIT) };
+        self.done("delete", id, request, &[]).await
+    }
+
+    /// `resources` is OCI LinuxResources as JSON.
+    pub(crate) async fn update(&self, id: &str, resources: String) -> Result<(), MonitorError> {
+        let timeout_ms = millis(RUNTIME_WAIT);
+        self.done("update", id, Request::Update { container: id.to_owned(), resources, timeout_ms }, &[])
+            .await
+    }
+
+    pub(crate) async fn reopen_log(&self, id: &str, log: LogTarget) -> Result<(), MonitorError> {
+        let request = Request::ReopenLog { container: id.to_owned(), name: log.name };
+        self.done("reopen the log", id, request, &[log.directory]).await
+    }
+
+    pub(crate) async fn status(&self) -> Result<Status, MonitorError> {
+        let request = Request::Status { version: wire::VERSION };
+        match self.ask("status", request, &[], ANSWER_WAIT).await? {
+            (Reply::Status(status), _) => Ok(status),
+            other => Err(unexpected("status", "", other.0)),
+        }
+    }
+
+    /// Ends a monitor that has no containers any more.
+    pub(crate) async fn shutdown(&self) -> Result<(), MonitorError> {
+        match self.done("shutdown", "", Request::Shutdown, &[]).await {
+            Err(MonitorError::Gone) => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// Runs `process` (an OCI Process) in a container and waits for it. At most `cap` of each stream is kept, the rest
+    /// is read and dropped. A child that holds a stream open after the process has ended is not waited for.
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        process: String,
+        timeout: Option<Duration>,
+        cap: Bytes,
+    ) -> Result<ExecOutput, MonitorError> {
+        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
+        let local = |source: io::Error| MonitorError::Local { action: "make a pipe", source };
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| local(e.into()));
+        let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+        let out = pipe::Receiver::from_owned_fd(out_read).map_err(local)?;
+        let err = pipe::Receiver::from_owned_fd(err_read).map_err(local)?;
+        let exec = format!("{}", crate::id::ContainerId::random().short());
+        let (sender, ended) = oneshot::channel();
+        {
+            let mut waiting = lock(&inner.waiting);
+            if waiting.closed {
+                return Err(MonitorError::Gone);
+            }
+            waiting.execs.insert(exec.clone(), sender);
+        }
+        let _forget = ForgetExec { inner, exec: &exec };
+        let request = Request::Exec(Exec {
+            exec: exec.clone(),
+            container: id.to_owned(),
+            process,
+            terminal: false,
+            stdin: false,
+            stdout: true,
+            stderr: true,
+            timeout_ms: timeout.map_or(0, millis),
+            start_timeout_ms: millis(RUNTIME_WAIT),
+        });
+        let (over, _) = watch::channel(false);
+        let outputs =
+            async { tokio::join!(collect(out, cap, over.subscribe()), collect(err, cap, over.subscribe())) };
+        let run = async {
+            let started =
+                self.ask("exec", request, &[out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
+            let end = match started {
+                Ok((Reply::ExecStarted { .. }, _)) => ended.await.map_err(|_| MonitorError::Gone),
+                Ok((other, _)) => Err(unexpected("exec", id, other)),
+                Err(error) => Err(error),
+            };
+            over.send_replace(true);
+            end
+        };
+        let (end, (stdout, stderr)) = tokio::join!(run, outputs);
+        let ExecEnd { code, timed_out } = end?;
+        Ok(ExecOutput { stdout, stderr, exit_code: code, timed_out })
+    }
+
+    async fn done(
+        &self,
+        what: &'static str,
+        id: &str,
+        request: Request,
+        fds: &[OwnedFd],
+    ) -> Result<(), MonitorError> {
+        match self.ask(what, request, fds, RUNTIME_WAIT + ANSWER_MARGIN).await? {
+            (Reply::Done, _) => Ok(()),
+            other => Err(unexpected(what, id, other.0)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        what: &'static str,
+        request: Request,
+        fds: &[OwnedFd],
+        wait: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), MonitorError> {
+        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
+        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let frame = wire::encode(&ToMonitor { id, request }, fds.len())?;
+        let (sender, reply) = oneshot::channel();
+        {
+            let mut waiting = lock(&inner.waiting);
+            if waiting.closed {
+                return Err(MonitorError::Gone);
+            }
+            waiting.replies.insert(id, sender);
+        }
+        let answer = async {
+            inner.send(&frame, fds).await.map_err(|_| MonitorError::Gone)?;
+            reply.await.map_err(|_| MonitorError::Gone)
+        };
+        match tokio::time::timeout(wait, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                lock(&inner.waiting).replies.remove(&id);
+                Err(MonitorError::NoAnswer { what, after: wait })
+            }
+        }
+    }
+
+    /// Sends the first message to a new monitor and waits until its namespaces are made.
+    pub(super) async fn hello(
+        &self,
+        hello: &wire::Hello,
+        fds: &[OwnedFd],
+        wait: Duration,
+    ) -> Result<Ready, MonitorError> {
+        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
+        let frame = wire::encode(hello, fds.len())?;
+        let (sender, reply) = oneshot::channel();
+        // The answer to Hello has the id 0.
+        lock(&inner.waiting).replies.insert(0, sender);
+        let answer = async {
+            inner.send(&frame, fds).await.map_err(|_| MonitorError::Gone)?;
+            reply.await.map_err(|_| MonitorError::Gone)
+        };
+        match tokio::time::timeout(wait, answer).await {
+            Ok(Ok((Reply::Ready(ready), _))) => Ok(ready),
+            Ok(Ok((other, _))) => Err(unexpected("hello", "", other)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(MonitorError::NoAnswer { what: "hello", after: wait }),
+        }
+    }
+}
+
+impl Inner {
+    async fn send(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+        let _sending = self.sending.lock().await;
+        let mut rest = frame;
+        let mut fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        while !rest.is_empty() {
+            let mut ready = self.socket.writable().await?;
+            match ready.try_io(|socket| socket::send(socket.get_ref(), rest, &fds)) {
+                Ok(sent) => {
+                    rest = &rest[sent?..];
+                    fds.clear();
+                }
+                Err(_would_block) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands out what the monitor says until it says no more.
+async fn read(inner: Arc<Inner>, events: mpsc::Sender<Event>) {
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let Ok(mut ready) = inner.socket.readable().await else { break };
+        let mut fds = Vec::new();
+        let received = match ready.try_io(|socket| socket::receive(socket.get_ref(), &mut buffer, &mut fds)) {
+            Ok(Ok(0)) | Ok(Err(_)) => break,
+            Ok(Ok(received)) => received,
+            Err(_would_block) => continue,
+        };
+        decoder.push(&buffer[..received], fds);
+        loop {
+            match decoder.next::<FromMonitor>() {
+                Ok(None) => break,
+                Ok(Some((message, fds))) => deliver(&inner, &events, message, fds).await,
+                Err(error) => {
+                    tracing::error!(monitor = inner.pid, error = %crate::task::chain(&error), "a monitor talks nonsense");
+                    close(&inner);
+                    return;
+                }
+            }
+        }
+    }
+    close(&inner);
+}
+
+async fn deliver(inner: &Inner, events: &mpsc::Sender<Event>, message: FromMonitor, fds: Vec<OwnedFd>) {
+    match message {
+        FromMonitor::Reply { id, reply } => {
+            let waiting = lock(&inner.waiting).replies.remove(&id);
+            if let Some(waiting) = waiting {
+                // The caller may have gone away.
+                waiting.send((reply, fds)).ok();
+            }
+        }
+        FromMonitor::Event(Event::ExecExited { exec, code, timed_out, .. }) => {
+            let waiting = lock(&inner.waiting).execs.remove(&exec);
+            if let Some(waiting) = waiting {
+                waiting.send(ExecEnd { code, timed_out }).ok();
+            }
+        }
+        FromMonitor::Event(event) => {
+            events.send(event).await.ok();
+        }
+    }
+}
+
+fn close(inner: &Inner) {
+    let mut waiting = lock(&inner.waiting);
+    waiting.closed = true;
+    waiting.replies.clear();
+    waiting.execs.clear();
+    drop(waiting);
+    inner.closed.send_replace(true);
+}
+
+/// Takes an exec that nobody waits for any more out of the list.
+struct ForgetExec<'a> {
+    inner: &'a Inner,
+    exec: &'a str,
+}
+
+impl Drop for ForgetExec<'_> {
+    fn drop(&mut self) {
+        lock(&self.inner.waiting).execs.remove(self.exec);
+    }
+}
+
+/// Reads until the end, or once it is `over` what is there at that moment. Keeps at most `cap`.
+async fn collect(pipe: pipe::Receiver, cap: Bytes, mut over: watch::Receiver<bool>) -> Vec<u8> {
+    let cap = usize::try_from(cap.0).unwrap_or(usize::MAX);
+    let (mut kept, mut buffer) = (Vec::new(), vec![0; READ_BYTES]);
+    let mut ending = false;
+    loop {
+        match pipe.try_read(&mut buffer) {
+            Ok(0) => return kept,
+            Ok(read) => {
+                let room = cap - kept.len();
+                kept.extend_from_slice(&buffer[..read.min(room)]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if ending {
+                    return kept;
+                }
+                tokio::select! {
+                    ready = pipe.readable() => if ready.is_err() { return kept },
+                    // A dropped sender is the end too. One more round takes what came before it.
+                    _ = over.wait_for(|over| *over) => ending = true,
+                }
+            }
+            Err(_) => return kept,
+        }
+    }
+}
+
+fn unexpected(what: &'static str, id: &str, reply: Reply) -> MonitorError {
+    let Reply::Failed(failure) = reply else { return MonitorError::Confused { what } };
+    match failure {
+        Failure::NoSuchContainer => MonitorError::NoSuchContainer { id: id.to_owned() },
+        Failure::WrongState { state } => MonitorError::WrongState { state },
+        Failure::Runtime { stage, message } => MonitorError::RuntimeFailed { stage, message },
+        Failure::Timeout { stage, after_ms } => {
+            MonitorError::Timeout { stage, after: Duration::from_millis(after_ms) }
+        }
+        Failure::System { action, message } => MonitorError::System { action, message },
+        Failure::Invalid { message } => MonitorError::Invalid { message },
+        Failure::Unsupported | Failure::Unknown => MonitorError::Unsupported { what },
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

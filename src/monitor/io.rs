@@ -1,0 +1,201 @@
+//! The streams of a container: pipes or a terminal, read into its log.
+//!
+//! A stream has one sink, the log file; attached clients will be further sinks of the same bytes.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::log::{self, Lines, LogFile, Stream};
+
+/// One read of a stream. The buffer is kept while there is something to do.
+pub(super) const READ_BYTES: usize = 32 << 10;
+
+/// The streams of one container.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    sources: Vec<Source>,
+    /// `None`: the output is read and dropped.
+    log: Option<LogFile>,
+    /// Held open so that the container does not see an end; written by attached clients.
+    _stdin: Option<OwnedFd>,
+    terminal: bool,
+}
+
+#[derive(Debug)]
+struct Source {
+    fd: OwnedFd,
+    lines: Lines,
+    ended: bool,
+}
+
+/// What the runtime, and with it the container, gets as standard streams.
+#[derive(Debug)]
+pub(super) struct ChildEnds {
+    pub(super) stdin: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+/// Working memory of the reading: given back while idle.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Buffers {
+    pub(super) fn release(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What is left of a stream after a read.
+enum Left {
+    More,
+    /// Nothing now.
+    Empty,
+    End,
+}
+
+impl Streams {
+    /// Pipes for a container without a terminal.
+    pub(super) fn pipes(log: Option<LogFile>, stdin: bool) -> io::Result<(Self, ChildEnds)> {
+        let (out, out_end) = output_pipe()?;
+        let (err, err_end) = output_pipe()?;
+        let (stdin_end, stdin) = if stdin {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            (read, Some(write))
+        } else {
+            (dev_null()?, None)
+        };
+        let source = |fd, stream| Source { fd, lines: Lines::new(stream), ended: false };
+        let sources = vec![source(out, Stream::Stdout), source(err, Stream::Stderr)];
+        let ends = ChildEnds { stdin: stdin_end, stdout: out_end, stderr: err_end };
+        Ok((Self { sources, log, _stdin: stdin, terminal: false }, ends))
+    }
+
+    /// For a container with a terminal, which comes later by [`Streams::set_terminal`].
+    pub(super) fn awaiting_terminal(log: Option<LogFile>) -> Self {
+        Self { sources: Vec::new(), log, _stdin: None, terminal: true }
+    }
+
+    pub(super) fn set_terminal(&mut self, master: OwnedFd) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        self.sources = vec![Source { fd: master, lines: Lines::new(Stream::Stdout), ended: false }];
+        Ok(())
+    }
+
+    /// What to wait for.
+    pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sources.iter().map(|source| source.fd.as_fd())
+    }
+
+    /// Reads once from a source that is ready. Its number counts in the order of [`Streams::sources`] and stays the
+    /// same until [`Streams::drop_ended`].
+    pub(super) fn read(&mut self, number: usize, buffers: &mut Buffers) {
+        if let Some(Left::End) = self.step(number, buffers) {
+            self.sources[number].ended = true;
+        }
+    }
+
+    pub(super) fn drop_ended(&mut self) {
+        self.sources.retain(|source| !source.ended);
+    }
+
+    /// The container has ended: reads what it wrote. What a process that it left behind writes from now on is read
+    /// later, as far as that process lives.
+    pub(super) fn drain(&mut self, buffers: &mut Buffers) {
+        // What the streams hold at this moment is no more than a pipe's size (pipe(7); F_SETPIPE_SZ is not used).
+        const PIPE: usize = 64 << 10;
+        let mut number = 0;
+        while number < self.sources.len() {
+            let mut rounds = PIPE / 4096;
+            let left = loop {
+                match self.step(number, buffers) {
+                    Some(Left::More) if rounds > 0 => rounds -= 1,
+                    left => break left,
+                }
+            };
+            match left {
+                Some(Left::End) => drop(self.sources.remove(number)),
+                _ => number += 1,
+            }
+        }
+    }
+
+    fn step(&mut self, number: usize, buffers: &mut Buffers) -> Option<Left> {
+        let source = self.sources.get_mut(number)?;
+        if buffers.input.is_empty() {
+            buffers.input.resize(READ_BYTES, 0);
+        }
+        let (left, now) = match rustix::io::read(&source.fd, &mut buffers.input[..]) {
+            Ok(0) => (Left::End, log::now()),
+            Ok(n) => {
+                let now = log::now();
+                source.lines.push(&buffers.input[..n], now, &mut buffers.output);
+                (Left::More, now)
+            }
+            Err(rustix::io::Errno::AGAIN) => (Left::Empty, log::now()),
+            Err(rustix::io::Errno::INTR) => (Left::More, log::now()),
+            // A terminal whose other end is closed says EIO.
+            Err(_) => (Left::End, log::now()),
+        };
+        if let Left::End = left {
+            source.lines.finish(now, &mut buffers.output);
+        }
+        if let Some(log) = &mut self.log {
+            log.write(&buffers.output);
+        }
+        buffers.output.clear();
+        Some(left)
+    }
+
+    /// Takes what the runtime itself wrote to a container that did not come to be.
+    pub(super) fn said(&self) -> Vec<u8> {
+        self.sources.last().map(|source| tail(&source.fd)).unwrap_or_default()
+    }
+
+    /// From now on every byte goes to `log`. False if there never was a log.
+    pub(super) fn set_log(&mut self, log: LogFile) -> bool {
+        self.log.is_some() && self.log.replace(log).is_some()
+    }
+
+    /// `None` if there is no terminal.
+    pub(super) fn resize(&self, columns: u16, rows: u16) -> Option<io::Result<()>> {
+        let terminal = self.sources.first().filter(|_| self.terminal)?;
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        Some(tcsetwinsize(&terminal.fd, size).map_err(Into::into))
+    }
+}
+
+/// A pipe whose first end does not block.
+pub(super) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((read, write))
+}
+
+/// /dev/null for reading and writing.
+pub(super) fn dev_null() -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The last of what is in a non-blocking pipe now, at most [`MESSAGE_MAX`] bytes.
+pub(super) fn tail(pipe: impl AsFd) -> Vec<u8> {
+    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+    // A pipe holds no more than this many buffers of a page.
+    for _ in 0..16 {
+        match rustix::io::read(&pipe, &mut buffer[..]) {
+            Ok(n) if n > 0 => said.extend_from_slice(&buffer[..n]),
+            _ => break,
+        }
+    }
+    said.split_off(said.len().saturating_sub(MESSAGE_MAX))
+}
+
+/// Of a runtime's words in an error: enough for a chain of causes, little enough for an event of a pod.
+pub(super) const MESSAGE_MAX: usize = 4096;

@@ -1,0 +1,385 @@
+//! A monitor as a process, with a runtime that is a shell script: what it answers, writes and leaves behind.
+//!
+//! The script does what an OCI runtime does as far as the monitor can see: it writes a pid file, leaves a process behind
+//! and goes. What "runs" in the container is the bundle's `run` script, which waits for `start` to make a file.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use super::wire::{
+    self, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces, Ready,
+    Reply, Request, Runtime, Status, ToMonitor,
+};
+use crate::sys::socket;
+
+const RUNTIME: &str = r#"#!/bin/sh
+# Global options first, then the subcommand; every option has a value except those named here.
+while [ $# -gt 0 ]; do
+    case $1 in
+    create|start|kill|delete|exec|pause|resume|update) command=$1 ;;
+    --bundle) bundle=$2; shift ;;
+    --pid-file) pid_file=$2; shift ;;
+    --process) process=$2; shift ;;
+    --log) log=$2; shift ;;
+    --root) root=$2; shift ;;
+    --log-format|--resources) shift ;;
+    --force|--all|--detach) ;;
+    *) id=$1 ;;
+    esac
+    shift
+done
+case $command in
+create)
+    if [ -e "$bundle/refuse" ]; then
+        echo '{"level":"error","msg":"no such program"}' >> "$log"
+        exit 1
+    fi
+    if [ -e "$bundle/hang" ]; then sleep 1000; fi
+    echo "$bundle" > "$root/$id"
+    (read go < "$bundle/fifo"; exec sh "$bundle/run") &
+    echo $! > "$pid_file" ;;
+start) echo go > "$(cat "$root/$id")/fifo" ;;
+exec)
+    sh "$(cat "$root/$id")/exec" &
+    echo $! > "$pid_file" ;;
+delete) kill -9 "$(cat "$(cat "$root/$id")/pid")" 2> /dev/null; rm -f "$root/$id" ;;
+esac
+exit 0
+"#;
+
+/// The binary, built without the daemon's dependencies.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        // target/PROFILE/deps/THIS
+        let own = std::env::current_exe().expect("a test has a path");
+        let target = own.ancestors().nth(2).expect("two directories above").to_owned();
+        let status = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "--quiet",
+                "--offline",
+                "--no-default-features",
+                "--bin",
+                "brig-monitor",
+                "--target-dir",
+            ])
+            .arg(target.join("helpers"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(status.expect("cargo runs").success());
+        target.join("helpers/debug/brig-monitor")
+    })
+}
+
+/// A monitor, its scratch directory, and the test's end of its first connection.
+struct Fixture {
+    dir: tempfile::TempDir,
+    child: Child,
+    socket: OwnedFd,
+    decoder: Decoder,
+    ready: Ready,
+    events: Vec<Event>,
+    id: u64,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let known: Vec<String> = self.status().containers.into_iter().map(|container| container.id).collect();
+        for container in known {
+            self.ask(Request::Delete { container, timeout_ms: 10_000 }, &[]);
+        }
+        self.ask(Request::Shutdown, &[]);
+        self.child.wait().expect("the monitor ends");
+    }
+}
+
+impl Fixture {
+    fn new(namespaces: Namespaces) -> Self {
+        Self::greet(|hello| hello.namespaces = namespaces).expect("the monitor is ready")
+    }
+
+    fn greet(change: impl FnOnce(&mut Hello)) -> Result<Self, Reply> {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        fs::create_dir(dir.path().join("state")).expect("a directory");
+        let runtime = dir.path().join("runtime");
+        fs::write(&runtime, RUNTIME).expect("a script");
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("made executable");
+        let path = dir.path().join("socket");
+        let listener = socket::listen(&path).expect("a socket");
+        let (socket, theirs) = socket::pair().expect("two sockets");
+        let child = Command::new(binary()).stdin(Stdio::from(theirs)).spawn().expect("the monitor starts");
+        let mut hello = Hello {
+            version: wire::VERSION,
+            pod: "pod".into(),
+            socket: path,
+            mount_namespace: false,
+            namespaces: Namespaces::default(),
+            hostname: None,
+            sysctls: Default::default(),
+            shm: None,
+        };
+        change(&mut hello);
+        send(&socket, &wire::encode(&hello, 1).expect("fits"), &[listener.as_fd()]);
+        drop(listener);
+        let (decoder, events) = (Decoder::default(), Vec::new());
+        let ready = Ready::default();
+        let mut fixture =
+            std::mem::ManuallyDrop::new(Self { dir, child, socket, decoder, ready, events, id: 0 });
+        match fixture.answer(0).0 {
+            Reply::Ready(ready) => {
+                fixture.ready = ready;
+                Ok(std::mem::ManuallyDrop::into_inner(fixture))
+            }
+            other => {
+                fixture.child.wait().expect("the monitor ends");
+                fs::remove_dir_all(fixture.dir.path()).expect("the scratch directory goes");
+                Err(other)
+            }
+        }
+    }
+
+    fn next(&mut self) -> (FromMonitor, Vec<OwnedFd>) {
+        loop {
+            if let Some(message) = self.decoder.next().expect("a message") {
+                return message;
+            }
+            let (mut buffer, mut fds) = ([0; 4096], Vec::new());
+            let n = socket::receive(&self.socket, &mut buffer, &mut fds).expect("a connection");
+            assert_ne!(n, 0, "the monitor ended");
+            self.decoder.push(&buffer[..n], fds);
+        }
+    }
+
+    fn answer(&mut self, wanted: u64) -> (Reply, Vec<OwnedFd>) {
+        loop {
+            match self.next() {
+                (FromMonitor::Reply { id, reply }, fds) if id == wanted => return (reply, fds),
+                (FromMonitor::Reply { id, .. }, _) => panic!("answer to {id}, not {wanted}"),
+                (FromMonitor::Event(event), _) => self.events.push(event),
+            }
+        }
+    }
+
+    fn ask(&mut self, request: Request, fds: &[OwnedFd]) -> Reply {
+        self.id += 1;
+        let id = self.id;
+        let frame = wire::encode(&ToMonitor { id, request }, fds.len()).expect("fits");
+        send(&self.socket, &frame, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+        self.answer(id).0
+    }
+
+    fn event(&mut self) -> Event {
+        while self.events.is_empty() {
+            match self.next() {
+                (FromMonitor::Event(event), _) => self.events.push(event),
+                (other, _) => panic!("{other:?} was not asked for"),
+            }
+        }
+        self.events.remove(0)
+    }
+
+    fn status(&mut self) -> Status {
+        match self.ask(Request::Status { version: wire::VERSION }, &[]) {
+            Reply::Status(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn directory(&self) -> OwnedFd {
+        fs::File::open(self.dir.path()).expect("the directory").into()
+    }
+
+    /// Makes a bundle whose container runs `script`, and asks for it.
+    fn create(&mut self, id: &str, script: &str, timeout_ms: u64) -> Reply {
+        let bundle = self.dir.path().join(id);
+        fs::create_dir_all(&bundle).expect("a bundle");
+        fs::write(bundle.join("run"), script).expect("a script");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            bundle.join("fifo"),
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .expect("a fifo");
+        let runtime = Runtime {
+            path: self.dir.path().join("runtime"),
+            root: self.dir.path().join("state"),
+            options: Vec::new(),
+            systemd_cgroup: false,
+            bundled: false,
+        };
+        let create = Create {
+            container: id.into(),
+            runtime,
+            bundle,
+            log: Some(format!("{id}.log")),
+            terminal: false,
+            stdin: false,
+            stdin_once: false,
+            cgroup: String::new(),
+            rootfs: false,
+            mounts: Vec::new(),
+            timeout_ms,
+        };
+        let directory = self.directory();
+        self.ask(Request::Create(create), &[directory])
+    }
+
+    fn run(&mut self, id: &str, script: &str) {
+        let created = self.create(id, script, 10_000);
+        assert!(matches!(created, Reply::Created(_)), "{created:?}");
+        assert_eq!(self.ask(Request::Start { container: id.into(), timeout_ms: 10_000 }, &[]), Reply::Done);
+    }
+
+    /// What a container wrote: stream, tag and content of each line.
+    fn log(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.path().join(name)).expect("a log");
+        text.lines().map(|line| line[31..].to_owned()).collect()
+    }
+}
+
+fn send(socket: &OwnedFd, mut bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]) {
+    let mut fds = fds;
+    while !bytes.is_empty() {
+        let n = socket::send(socket, bytes, fds).expect("sent");
+        (bytes, fds) = (&bytes[n..], &[]);
+    }
+}
+
+fn exited(event: Event) -> (String, i32, i32) {
+    match event {
+        Event::ContainerExited { id, code, signal, .. } => (id, code, signal),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_exit_is_told_after_the_log_is_whole_and_is_in_the_status() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "echo out; printf rest; exit 3");
+    assert_eq!(exited(monitor.event()), ("c".into(), 3, 0));
+    assert_eq!(monitor.log("c.log"), ["stdout F out", "stdout P rest"]);
+    let status = monitor.status();
+    let exit = status.containers[0].exit.expect("an exit");
+    assert_eq!((status.containers[0].state, exit.code, exit.oom_killed), (ContainerState::Exited, 3, false));
+}
+
+#[test]
+fn what_a_child_that_is_left_behind_holds_open_delays_nothing() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "echo before; sleep 1000 & echo $! > $(dirname $0)/child; kill -9 $$");
+    assert_eq!(exited(monitor.event()), ("c".into(), 137, 9));
+    assert_eq!(monitor.log("c.log"), ["stdout F before"]);
+    let child = fs::read_to_string(monitor.dir.path().join("c/child")).expect("a pid");
+    let child = rustix::process::Pid::from_raw(child.trim().parse().expect("a number")).expect("a pid");
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("killed");
+}
+
+#[test]
+fn a_runtime_that_fails_is_quoted_and_one_that_hangs_is_killed() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    for (id, marker, timeout_ms) in [("a", "refuse", 10_000), ("b", "hang", 100)] {
+        let bundle = monitor.dir.path().join(id);
+        fs::create_dir(&bundle).expect("a bundle");
+        fs::write(bundle.join(marker), "").expect("a marker");
+        let stage = "create".to_owned();
+        let expected = match marker {
+            "refuse" => Failure::Runtime { stage, message: "no such program".into() },
+            _ => Failure::Timeout { stage, after_ms: 100 },
+        };
+        assert_eq!(monitor.create(id, "", timeout_ms), Reply::Failed(expected));
+        let start = Request::Start { container: id.into(), timeout_ms: 1000 };
+        let state = ContainerState::Failed;
+        assert_eq!(monitor.ask(start, &[]), Reply::Failed(Failure::WrongState { state }));
+    }
+}
+
+#[test]
+fn a_log_is_reopened_only_while_the_container_runs() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "echo one; read go < $(dirname $0)/fifo; echo two");
+    let reopen = Request::ReopenLog { container: "c".into(), name: "new.log".into() };
+    let directory = monitor.directory();
+    assert_eq!(monitor.ask(reopen, &[directory]), Reply::Done);
+    fs::write(monitor.dir.path().join("c/fifo"), "go\n").expect("the container goes on");
+    assert_eq!(exited(monitor.event()), ("c".into(), 0, 0));
+    assert_eq!(monitor.log("new.log").last().map(String::as_str), Some("stdout F two"));
+    let reopen = Request::ReopenLog { container: "c".into(), name: "late.log".into() };
+    let (directory, state) = (monitor.directory(), ContainerState::Exited);
+    assert_eq!(monitor.ask(reopen, &[directory]), Reply::Failed(Failure::WrongState { state }));
+    assert!(!monitor.dir.path().join("late.log").exists());
+}
+
+#[test]
+fn the_timeout_of_an_exec_kills_its_whole_tree() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "sleep 1000");
+    fs::write(monitor.dir.path().join("c/exec"), "sleep 1000 & sleep 1000").expect("a script");
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    let exec = Exec {
+        exec: "e".into(),
+        container: "c".into(),
+        process: "{}".into(),
+        terminal: false,
+        stdin: false,
+        stdout: true,
+        stderr: false,
+        timeout_ms: 100,
+        start_timeout_ms: 10_000,
+    };
+    assert!(matches!(monitor.ask(Request::Exec(exec), &[write]), Reply::ExecStarted { .. }));
+    let expected = Event::ExecExited { exec: "e".into(), code: 137, signal: 9, timed_out: true };
+    assert_eq!(monitor.event(), expected);
+    // The end of the pipe is the end of every process of the tree.
+    assert_eq!(fs::File::from(read).read_to_end(&mut Vec::new()).expect("read"), 0);
+}
+
+#[test]
+fn a_second_connection_finds_everything_and_a_request_of_the_future_is_refused() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "sleep 1000");
+    let expected = monitor.status();
+    let second =
+        std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");
+    let first = std::mem::replace(&mut monitor.socket, second.into());
+    drop(first);
+    assert_eq!(monitor.status(), expected);
+    let body = br#"{"id":77,"request":{"op":"fly","height":3}}"#;
+    let header = [(body.len() as u32).to_le_bytes(), 0u32.to_le_bytes()].concat();
+    send(&monitor.socket, &[&header[..], body].concat(), &[]);
+    assert_eq!(monitor.answer(77).0, Reply::Failed(Failure::Unsupported));
+}
+
+#[test]
+fn privileged_the_pods_namespaces_are_the_monitors_and_a_foreign_sysctl_is_refused() {
+    let namespaces = Namespaces { net: true, ipc: true, uts: true, shared_pid: true, user: None };
+    let monitor = Fixture::greet(|hello| {
+        hello.namespaces = namespaces.clone();
+        hello.hostname = Some("pod-host".into());
+        hello.sysctls.insert("net.core.somaxconn".into(), "77".into());
+    })
+    .unwrap_or_else(|reply| panic!("{reply:?}"));
+    let own = |file: &str| fs::read_link(format!("/proc/self/ns/{file}")).expect("a namespace");
+    let ready = monitor.ready.clone();
+    for (path, file) in [(ready.net, "net"), (ready.ipc, "ipc"), (ready.uts, "uts"), (ready.pid_ns, "pid")] {
+        assert_ne!(fs::read_link(path.expect("a path")).expect("a namespace"), own(file), "{file}");
+    }
+    assert_eq!(ready.user, None);
+    let refused = Fixture::greet(|hello| {
+        hello.namespaces = namespaces.clone();
+        hello.sysctls.insert("kernel.core_pattern".into(), "x".into());
+    });
+    match refused.err().expect("refused") {
+        Reply::Failed(Failure::Invalid { message }) => {
+            assert!(message.contains("kernel.core_pattern"), "{message}")
+        }
+        other => panic!("{other:?}"),
+    }
+}

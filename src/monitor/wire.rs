@@ -1,0 +1,533 @@
+//! What brigd and a monitor say to each other: both ends of the wire.
+//!
+//! A stream of frames over a unix socket. A frame is an eight-byte header (length of the body and number of file
+//! descriptors, both `u32` little-endian) and a JSON body. Descriptors travel with the frame's first byte by
+//! `SCM_RIGHTS`; the kernel keeps them in order, so a queue of received descriptors and the count in the header say
+//! whose they are.
+//!
+//! ```text
+//! brigd   ── Hello (only on the monitor's stdin) ─▶  monitor     ◀─ Ready ──
+//! brigd   ── {id, request} ──────────────────────▶  monitor     ◀─ {id, reply} ──   any number in flight
+//!                                                               ◀─ {event} ──
+//! ```
+//!
+//! A monitor outlives the daemon that started it, so old readers meet new writers: unknown fields are ignored, an
+//! unknown request is answered by [`Failure::Unsupported`], and an unknown reply or event is [`Reply::Unknown`] or
+//! [`Event::Unknown`]. What needs more than that raises [`VERSION`]. The bytes of every message are fixed by a test.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Said in the first message of either side.
+pub(crate) const VERSION: u32 = 1;
+
+/// The longest body. An OCI process with the largest environment that execve(2) takes (128 KiB per string) stays far
+/// below; a frame that claims more is a broken peer.
+pub(crate) const FRAME_MAX: usize = 1 << 20;
+
+/// The most descriptors with one frame: `SCM_MAX_FD` of the kernel (unix(7)).
+pub(crate) const FDS_MAX: usize = 253;
+
+/// Bytes before each body.
+pub(crate) const HEADER: usize = 8;
+
+/// The first message to a new monitor, on its standard input. Descriptors: the listening socket, then the mount
+/// namespace if `mount_namespace`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub version: u32,
+    pub pod: String,
+    /// Removed by the monitor when it ends.
+    pub socket: PathBuf,
+    #[serde(default)]
+    pub mount_namespace: bool,
+    #[serde(default)]
+    pub namespaces: Namespaces,
+    #[serde(default)]
+    pub hostname: Option<String>,
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    #[serde(default)]
+    pub shm: Option<Shm>,
+}
+
+/// Which namespaces the pod has for itself.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Namespaces {
+    pub net: bool,
+    pub ipc: bool,
+    pub uts: bool,
+    /// One PID namespace for all containers, with an init of ours.
+    pub shared_pid: bool,
+    /// A user namespace that owns all of the above.
+    pub user: Option<UserMappings>,
+}
+
+/// What goes into `uid_map` and `gid_map` of the pod's user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct UserMappings {
+    pub uids: Vec<IdMap>,
+    pub gids: Vec<IdMap>,
+}
+
+/// `length` ids from `host` appear as `container` and up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMap {
+    pub container: u32,
+    pub host: u32,
+    pub length: u32,
+}
+
+/// The tmpfs that the pod's containers find at /dev/shm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shm {
+    pub path: PathBuf,
+    pub size_bytes: u64,
+}
+
+/// Where the namespaces of the pod are pinned. `None` is the host's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ready {
+    pub version: u32,
+    pub pid: i32,
+    pub net: Option<PathBuf>,
+    pub ipc: Option<PathBuf>,
+    pub uts: Option<PathBuf>,
+    pub pid_ns: Option<PathBuf>,
+    pub user: Option<PathBuf>,
+}
+
+/// From brigd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ToMonitor {
+    pub id: u64,
+    pub request: Request,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Everything the monitor knows; the first request of a reconnecting daemon.
+    Status {
+        version: u32,
+    },
+    Create(Create),
+    Start {
+        container: String,
+        timeout_ms: u64,
+    },
+    /// `signal` is a number. `all` reaches every process of the container, not only its first.
+    Kill {
+        container: String,
+        signal: i32,
+        all: bool,
+        timeout_ms: u64,
+    },
+    /// Kills what runs, removes what the runtime keeps, forgets the container.
+    Delete {
+        container: String,
+        timeout_ms: u64,
+    },
+    Pause {
+        container: String,
+        timeout_ms: u64,
+    },
+    Resume {
+        container: String,
+        timeout_ms: u64,
+    },
+    /// `resources` is OCI LinuxResources as JSON text.
+    Update {
+        container: String,
+        resources: String,
+        timeout_ms: u64,
+    },
+    /// Descriptor: the log's directory.
+    ReopenLog {
+        container: String,
+        name: String,
+    },
+    Exec(Exec),
+    /// Kills the whole tree of an exec.
+    ExecKill {
+        exec: String,
+    },
+    /// Of a container with a terminal.
+    Resize {
+        container: String,
+        columns: u16,
+        rows: u16,
+    },
+    /// Ends the monitor; refused while it has containers.
+    Shutdown,
+    /// A request of a newer daemon.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Descriptors, in this order: the log's directory if `log`, the rootfs mount if `rootfs`, one mount per entry of
+/// `mounts`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Create {
+    pub container: String,
+    pub runtime: Runtime,
+    pub bundle: PathBuf,
+    /// The log file's name in its directory.
+    pub log: Option<String>,
+    pub terminal: bool,
+    pub stdin: bool,
+    pub stdin_once: bool,
+    /// As in the OCI config; only for messages, the monitor finds the cgroup by the process.
+    pub cgroup: String,
+    pub rootfs: bool,
+    /// Indexes into the OCI config's `mounts`.
+    pub mounts: Vec<usize>,
+    pub timeout_ms: u64,
+}
+
+/// How the OCI runtime of a container is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Runtime {
+    pub path: PathBuf,
+    /// `--root`.
+    pub root: PathBuf,
+    /// Global options before the subcommand.
+    pub options: Vec<String>,
+    pub systemd_cgroup: bool,
+    /// Our own sandbox: takes mounts by file descriptor.
+    pub bundled: bool,
+}
+
+/// Descriptors: those of stdin, stdout and stderr that are marked here, in this order. With a terminal there are
+/// none, and the answer carries the terminal's other end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Exec {
+    pub exec: String,
+    pub container: String,
+    /// An OCI Process as JSON text.
+    pub process: String,
+    pub terminal: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    /// From the start of the process; 0 is for ever.
+    pub timeout_ms: u64,
+    /// How long the runtime may take to start it.
+    pub start_timeout_ms: u64,
+}
+
+/// From the monitor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromMonitor {
+    Reply { id: u64, reply: Reply },
+    Event(Event),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub(crate) enum Reply {
+    Ready(Ready),
+    Done,
+    Created(Created),
+    ExecStarted {
+        pid: i32,
+    },
+    Status(Status),
+    Failed(Failure),
+    #[serde(other)]
+    Unknown,
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub(crate) enum Failure {
+    NoSuchContainer,
+    /// The container exists but is not in the state that the request needs.
+    WrongState {
+        state: ContainerState,
+    },
+    /// The OCI runtime said no. `stage` is its subcommand.
+    Runtime {
+        stage: String,
+        message: String,
+    },
+    /// The OCI runtime was killed because it took too long.
+    Timeout {
+        stage: String,
+        after_ms: u64,
+    },
+    /// A system call of the monitor failed.
+    System {
+        action: String,
+        message: String,
+    },
+    /// The request itself makes no sense.
+    Invalid {
+        message: String,
+    },
+    /// A request of a newer daemon.
+    Unsupported,
+    /// A failure of a newer monitor.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Created {
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat, in clock ticks since boot: tells a process from a later one of the same pid.
+    pub start_time: u64,
+}
+
+/// Pushed to every connection; what they say is also in [`Status`], for who was not there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Sent after everything the container wrote is in its log and it is known whether the OOM killer ended it.
+    ContainerExited {
+        id: String,
+        /// As a shell tells it: 128 + the signal if one ended it.
+        code: i32,
+        /// 0 if none.
+        signal: i32,
+        oom_killed: bool,
+        /// Nanoseconds since the epoch.
+        finished_at: i64,
+    },
+    ExecExited {
+        exec: String,
+        code: i32,
+        signal: i32,
+        timed_out: bool,
+    },
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Status {
+    pub version: u32,
+    pub pod: String,
+    pub ready: Ready,
+    pub containers: Vec<ContainerStatus>,
+    /// The ids of execs that still run.
+    pub execs: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ContainerStatus {
+    pub id: String,
+    pub state: ContainerState,
+    pub pid: Option<i32>,
+    #[serde(default)]
+    pub start_time: u64,
+    /// Nanoseconds since the epoch.
+    pub started_at: Option<i64>,
+    pub exit: Option<Exit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ContainerState {
+    Creating,
+    /// The runtime could not create it; only Delete is left.
+    Failed,
+    Created,
+    Running,
+    Paused,
+    Exited,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Exit {
+    pub code: i32,
+    pub signal: i32,
+    pub oom_killed: bool,
+    /// Nanoseconds since the epoch.
+    pub finished_at: i64,
+}
+
+/// Why a stream is not ours to read on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error(
+        "cannot send a frame of {bytes} bytes and {fds} descriptors; at most {FRAME_MAX} and {FDS_MAX} fit"
+    )]
+    TooLarge { bytes: usize, fds: usize },
+    #[error("a frame claims {bytes} bytes and {fds} descriptors; at most {FRAME_MAX} and {FDS_MAX} fit")]
+    BadHeader { bytes: usize, fds: usize },
+    #[error("a frame came without its {0} descriptors")]
+    MissingFds(usize),
+    #[error("a frame is not a message")]
+    BadBody(#[source] serde_json::Error),
+}
+
+/// A whole frame, ready to be sent with `fds` descriptors.
+pub(crate) fn encode(message: &impl Serialize, fds: usize) -> Result<Vec<u8>, WireError> {
+    let mut frame = vec![0; HEADER];
+    serde_json::to_writer(&mut frame, message)
+        .expect("messages have only string keys and writing to memory works");
+    let bytes = frame.len() - HEADER;
+    if bytes > FRAME_MAX || fds > FDS_MAX {
+        return Err(WireError::TooLarge { bytes, fds });
+    }
+    frame[..4].copy_from_slice(&(bytes as u32).to_le_bytes());
+    frame[4..HEADER].copy_from_slice(&(fds as u32).to_le_bytes());
+    Ok(frame)
+}
+
+/// Makes messages of what a socket delivers.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    bytes: Vec<u8>,
+    fds: VecDeque<OwnedFd>,
+}
+
+impl Decoder {
+    /// Takes what one recvmsg(2) delivered.
+    pub(crate) fn push(&mut self, bytes: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
+        self.bytes.extend_from_slice(bytes);
+        self.fds.extend(fds);
+    }
+
+    /// The next message with its descriptors, once it is whole. After an error the stream is of no more use.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
+        let Some((header, rest)) = self.bytes.split_at_checked(HEADER) else {
+            return Ok(None);
+        };
+        let number = |at: usize| {
+            u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes of an eight byte header"))
+                as usize
+        };
+        let (bytes, fds) = (number(0), number(4));
+        if bytes > FRAME_MAX || fds > FDS_MAX {
+            return Err(WireError::BadHeader { bytes, fds });
+        }
+        let Some(body) = rest.get(..bytes) else {
+            return Ok(None);
+        };
+        if self.fds.len() < fds {
+            return Err(WireError::MissingFds(fds));
+        }
+        let message = serde_json::from_slice(body).map_err(WireError::BadBody)?;
+        self.bytes.drain(..HEADER + bytes);
+        if self.bytes.is_empty() {
+            // An idle connection holds no memory.
+            self.bytes = Vec::new();
+        }
+        Ok(Some((message, self.fds.drain(..fds).collect())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn body(message: &impl Serialize) -> String {
+        let frame = encode(message, 0).unwrap();
+        assert_eq!(frame[..4], ((frame.len() - HEADER) as u32).to_le_bytes());
+        String::from_utf8(frame[HEADER..].to_vec()).unwrap()
+    }
+
+    /// Changing one of these breaks pods that run: raise [`VERSION`] or make the change readable by old peers.
+    #[test]
+    fn the_bytes_of_messages_are_fixed() {
+        let container = || "c".to_owned();
+        for (request, text) in [
+            (Request::Status { version: 1 }, r#"{"op":"status","version":1}"#),
+            (
+                Request::Start { container: container(), timeout_ms: 5 },
+                r#"{"op":"start","container":"c","timeout_ms":5}"#,
+            ),
+            (
+                Request::Kill { container: container(), signal: 9, all: true, timeout_ms: 5 },
+                r#"{"op":"kill","container":"c","signal":9,"all":true,"timeout_ms":5}"#,
+            ),
+            (
+                Request::Delete { container: container(), timeout_ms: 5 },
+                r#"{"op":"delete","container":"c","timeout_ms":5}"#,
+            ),
+            (
+                Request::ReopenLog { container: container(), name: "l".into() },
+                r#"{"op":"reopen_log","container":"c","name":"l"}"#,
+            ),
+            (Request::Shutdown, r#"{"op":"shutdown"}"#),
+        ] {
+            assert_eq!(body(&ToMonitor { id: 7, request }), format!(r#"{{"id":7,"request":{text}}}"#));
+        }
+        for (message, text) in [
+            (FromMonitor::Reply { id: 7, reply: Reply::Done }, r#"{"reply":{"id":7,"reply":{"is":"done"}}}"#),
+            (
+                FromMonitor::Reply { id: 7, reply: Reply::Created(Created { pid: 2, start_time: 3 }) },
+                r#"{"reply":{"id":7,"reply":{"is":"created","pid":2,"start_time":3}}}"#,
+            ),
+            (
+                FromMonitor::Reply { id: 7, reply: Reply::Failed(Failure::NoSuchContainer) },
+                r#"{"reply":{"id":7,"reply":{"is":"failed","why":"no_such_container"}}}"#,
+            ),
+            (
+                FromMonitor::Event(Event::ContainerExited {
+                    id: "c".into(),
+                    code: 137,
+                    signal: 9,
+                    oom_killed: true,
+                    finished_at: 8,
+                }),
+                r#"{"event":{"event":"container_exited","id":"c","code":137,"signal":9,"oom_killed":true,"finished_at":8}}"#,
+            ),
+        ] {
+            assert_eq!(body(&message), text);
+            assert_eq!(serde_json::from_str::<FromMonitor>(text).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn messages_of_another_version_are_understood_as_far_as_known() {
+        let read = |text: &str| serde_json::from_str::<ToMonitor>(text).unwrap().request;
+        assert_eq!(read(r#"{"id":1,"request":{"op":"fly","high":true}}"#), Request::Unknown);
+        let more = r#"{"id":1,"trace":"x","request":{"op":"status","version":1,"verbose":true}}"#;
+        assert_eq!(read(more), Request::Status { version: 1 });
+        let event = serde_json::from_str::<FromMonitor>(r#"{"event":{"event":"sneezed"}}"#).unwrap();
+        assert_eq!(event, FromMonitor::Event(Event::Unknown));
+    }
+
+    #[test]
+    fn a_header_that_claims_too_much_ends_the_stream() {
+        let mut decoder = Decoder::default();
+        decoder.push(&[0xff; HEADER], []);
+        assert!(matches!(decoder.next::<ToMonitor>(), Err(WireError::BadHeader { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_however_the_stream_is_cut(
+            names in proptest::collection::vec(".{0,40}", 1..8),
+            cut in 1usize..64,
+        ) {
+            let sent: Vec<_> = names
+                .into_iter()
+                .map(|container| ToMonitor { id: 1, request: Request::Pause { container, timeout_ms: u64::MAX } })
+                .collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(|message| encode(message, 0).unwrap()).collect();
+            let (mut decoder, mut received) = (Decoder::default(), Vec::new());
+            for chunk in bytes.chunks(cut) {
+                decoder.push(chunk, []);
+                while let Some((message, _)) = decoder.next::<ToMonitor>().unwrap() {
+                    received.push(message);
+                }
+            }
+            prop_assert_eq!(received, sent);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! RemovePodSandbox: stop, remove the containers, then files and record.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
+use super::{PodError, Pods};
+use crate::events::EventKind;
+use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
+use crate::task::{blocking, detached};
+
+impl Pods {
+    /// Removes a pod with all its containers; an unknown one is fine.
+    ///
+    /// Cancel-safe: the work goes on without its caller.
+    pub(crate) async fn remove(&self, prefix: &str) -> Result<(), PodError> {
+        let pod = match self.find(prefix) {
+            Err(PodError::NotFound(_)) => return Ok(()),
+            found => found?,
+        };
+        let this = self.clone();
+        detached(async move {
+            let _verb = pod.verb.lock().await;
+            if this.find(pod.id().as_str()).is_err() {
+                return Ok(());
+            }
+            this.stop_pod(&pod).await?;
+            let containers = this.0.containers.of_pod(pod.id());
+            let removed = join_all(containers.iter().map(|c| this.0.containers.remove_container(c))).await;
+            removed.into_iter().collect::<Result<Vec<_>, _>>()?;
+            if let Some(path) = pod.live().place.own_cgroup() {
+                blocking(move || remove_cgroup(&path)).await.map_err(|source| PodError::Resources {
+                    id: pod.id().clone(),
+                    source: Arc::new(source),
+                })?;
+            }
+            this.forget(pod.id()).await?;
+            this.retract(&pod);
+            this.event(&pod, EventKind::Deleted);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Removes the pod's own cgroup, with what is left below it; one that was never made is fine.
+fn remove_cgroup(path: &CgroupPath) -> Result<(), CgroupError> {
+    match Cgroup::open(&Hierarchy::of_host()?, path) {
+        Ok(cgroup) => cgroup.remove(),
+        Err(CgroupError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

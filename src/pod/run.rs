@@ -1,0 +1,305 @@
+//! RunPodSandbox: intent, monitor (which makes the namespaces), network, publish.
+//!
+//! Each step consumes the one before and knows how to take everything back, so a failure leaves nothing.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::record::{PodRecord, Saved};
+use super::spec::{PodIdentity, PodSpec};
+use super::state::State;
+use super::{Live, Pod, PodError, Pods};
+use crate::container::handler::Handler;
+use crate::container::place::PodPlace;
+use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
+use crate::events::EventKind;
+use crate::id::PodId;
+use crate::monitor::client::Monitor;
+use crate::monitor::spawn::{self, IdMap, Ready, Shm, SpawnRequest, UserMappings};
+use crate::network::{Attachment, Link, resolv};
+use crate::task::blocking;
+use crate::units::UnixNanos;
+
+/// What makes a repeat the same call: who the pod is, and the request itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    identity: PodIdentity,
+    request: String,
+}
+
+impl Pods {
+    /// Runs a pod. A repeat of the same call gets the same id.
+    ///
+    /// Cancel-safe: the work goes on without its caller.
+    pub(crate) async fn run(&self, spec: PodSpec) -> Result<PodId, PodError> {
+        let key = Key {
+            identity: spec.identity.clone(),
+            request: serde_json::to_string(&spec).expect("a spec has only string keys and finite numbers"),
+        };
+        let this = self.clone();
+        self.0.running.run(key, move || async move { this.run_once(Arc::new(spec)).await }).await
+    }
+
+    async fn run_once(&self, spec: Arc<PodSpec>) -> Result<PodId, PodError> {
+        if let Some(id) = self.already_running(&spec)? {
+            return Ok(id);
+        }
+        let intended = Intended::new(self, spec).await?;
+        let monitored = intended.start_monitor().await?;
+        let networked = monitored.attach_network().await?;
+        networked.publish().await
+    }
+
+    /// The pod that an earlier, equal call made and that is still Ready.
+    fn already_running(&self, spec: &PodSpec) -> Result<Option<PodId>, PodError> {
+        let table = self.table();
+        let Some(id) = table.by_identity.get(&spec.identity) else { return Ok(None) };
+        let existing = &table.by_id[id];
+        if **existing.spec() == *spec && existing.live().state.is_ready() {
+            return Ok(Some(id.clone()));
+        }
+        let PodIdentity { name, uid, namespace, attempt } = spec.identity.clone();
+        Err(PodError::Exists { name, uid, namespace, attempt, existing: id.clone() })
+    }
+
+    /// Removes the pod's files and record; what is missing is skipped. If a file cannot be removed the record stays,
+    /// so the next start of the daemon tries again.
+    pub(super) async fn forget(&self, id: &PodId) -> Result<(), PodError> {
+        let (dir, socket) = (self.pod_dir(id), self.socket(id));
+        blocking(move || remove_pod_files(&dir, &socket)).await?;
+        let removed = self.0.records.remove(id.to_string()).await;
+        removed.map_err(|source| PodError::Record { id: id.clone(), source: Arc::new(source) })
+    }
+}
+
+/// The record says that the pod is being made. Undone by [`Intended::fail`].
+#[must_use]
+struct Intended {
+    all: Pods,
+    saved: Saved,
+    handler: Arc<Handler>,
+}
+
+impl Intended {
+    async fn new(all: &Pods, spec: Arc<PodSpec>) -> Result<Self, PodError> {
+        let handler = all.handler(&spec.handler)?;
+        let saved =
+            Saved { id: PodId::random(), created_at: UnixNanos::now(), handler: handler.name.clone(), spec };
+        let record =
+            PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
+        let put = all.0.records.put(record).await;
+        put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
+        Ok(Self { all: all.clone(), saved, handler })
+    }
+
+    async fn start_monitor(self) -> Result<Monitored, PodError> {
+        let spec = &self.saved.spec;
+        let dir = self.all.pod_dir(&self.saved.id);
+        let files = {
+            let (dir, spec) = (dir.clone(), Arc::clone(spec));
+            blocking(move || write_pod_files(&dir, &spec)).await
+        };
+        if let Err(cause) = files {
+            return Err(self.fail(cause, None).await);
+        }
+        let namespaces = spec.namespaces();
+        let host_network = namespaces.network == NamespaceMode::Node;
+        let own_ipc = namespaces.ipc != NamespaceMode::Node;
+        let settings = &self.all.0.settings;
+        let request = SpawnRequest {
+            binary: settings.monitor.clone(),
+            pod: self.saved.id.to_string(),
+            socket: self.all.socket(&self.saved.id),
+            mount_namespace: if self.handler.bundled { settings.small_mounts.clone() } else { None },
+            namespaces: spawn::Namespaces {
+                net: !host_network,
+                ipc: own_ipc,
+                uts: !host_network,
+                shared_pid: namespaces.pid == NamespaceMode::Pod,
+                user: namespaces.user.as_ref().map(user_mappings),
+            },
+            hostname: (!spec.hostname.is_empty() && !host_network).then(|| spec.hostname.clone()),
+            sysctls: spec.sysctls.clone(),
+            shm: own_ipc.then(|| Shm { path: dir.join("shm"), size: settings.shm_size }),
+            log: dir.join("monitor.log"),
+        };
+        match spawn::spawn(request).await {
+            Ok((monitor, ready)) => {
+                Ok(Monitored { place: self.place(&dir, &ready), intended: self, monitor, ready })
+            }
+            Err(source) => {
+                let cause = PodError::Monitor { name: spec.identity.name.clone(), source: Arc::new(source) };
+                Err(self.fail(cause, None).await)
+            }
+        }
+    }
+
+    fn place(&self, dir: &Path, ready: &Ready) -> PodPlace {
+        let spec = &self.saved.spec;
+        let own_ipc = spec.namespaces().ipc != NamespaceMode::Node;
+        PodPlace {
+            id: self.saved.id.clone(),
+            name: spec.identity.name.clone(),
+            namespace: spec.identity.namespace.clone(),
+            uid: spec.identity.uid.clone(),
+            hostname: spec.hostname.clone(),
+            namespaces: spec.namespaces().clone(),
+            network_ns: ready.net.clone(),
+            ipc_ns: ready.ipc.clone(),
+            uts_ns: ready.uts.clone(),
+            pid_ns: ready.pid_ns.clone(),
+            user_ns: ready.user.clone(),
+            cgroup_parent: spec.cgroup_parent.clone(),
+            privileged: spec.security.privileged,
+            sysctls: spec.sysctls.clone(),
+            annotations: spec.annotations.clone(),
+            resolv_conf: dir.join("resolv.conf"),
+            hostname_file: dir.join("hostname"),
+            shm: own_ipc.then(|| dir.join("shm")),
+        }
+    }
+
+    async fn fail(self, cause: PodError, monitor: Option<Monitor>) -> PodError {
+        if let Some(monitor) = monitor {
+            self.all.end_monitor(&monitor).await;
+        }
+        if let Err(error) = self.all.forget(&self.saved.id).await {
+            tracing::error!(pod = %self.saved.id, error = %error, "cannot take back a pod; the next start tries again");
+        }
+        cause
+    }
+}
+
+/// Adds the monitor and with it the namespaces. Undone by [`Intended::fail`].
+#[must_use]
+struct Monitored {
+    intended: Intended,
+    monitor: Monitor,
+    ready: Ready,
+    place: PodPlace,
+}
+
+impl Monitored {
+    async fn attach_network(self) -> Result<Networked, PodError> {
+        let Some(netns) = self.ready.net.clone() else {
+            return Ok(Networked { monitored: self, link: None });
+        };
+        let Saved { id, spec, .. } = &self.intended.saved;
+        let attachment = Attachment {
+            pod: id,
+            name: &spec.identity.name,
+            namespace: &spec.identity.namespace,
+            uid: &spec.identity.uid,
+            netns,
+            ports: &spec.ports,
+            annotations: &spec.annotations,
+            dns: spec.dns.as_ref(),
+            cgroup_parent: &spec.cgroup_parent,
+        };
+        match self.intended.all.0.network.attach(&attachment).await {
+            Ok(link) => Ok(Networked { monitored: self, link: Some(link) }),
+            Err(source) => {
+                let name = spec.identity.name.clone();
+                let cause = PodError::Network { action: "attach", name, source: Arc::new(source) };
+                Err(self.intended.fail(cause, Some(self.monitor)).await)
+            }
+        }
+    }
+}
+
+/// Adds the network. Undone by [`Networked::fail`].
+#[must_use]
+struct Networked {
+    monitored: Monitored,
+    link: Option<Link>,
+}
+
+impl Networked {
+    async fn publish(self) -> Result<PodId, PodError> {
+        let Self { monitored: Monitored { intended, monitor, ready, place }, link } = self;
+        let pod = Arc::new(Pod {
+            handler: Arc::clone(&intended.handler),
+            live: Mutex::new(Live {
+                state: State::Ready,
+                monitor: Some(monitor.clone()),
+                link: link.clone(),
+                place: Arc::new(place),
+                resources: intended.saved.spec.resources.clone(),
+            }),
+            saved: intended.saved.clone(),
+            verb: tokio::sync::Mutex::default(),
+            creating: tokio::sync::RwLock::default(),
+            sampler: Default::default(),
+        });
+        if let Err(cause) = intended.all.save(&pod).await {
+            if let Some(link) = &link {
+                let detached =
+                    intended.all.0.network.detach(pod.id(), Some(link), ready.net.as_deref()).await;
+                if let Err(error) = detached {
+                    tracing::error!(pod = %pod.id(), error = %error, "cannot give the network back");
+                }
+            }
+            return Err(intended.fail(cause, Some(monitor)).await);
+        }
+        intended.all.publish(&pod);
+        intended.all.watch(&pod, &monitor);
+        intended.all.event(&pod, EventKind::Created);
+        intended.all.event(&pod, EventKind::Started);
+        Ok(pod.id().clone())
+    }
+}
+
+fn user_mappings(namespace: &UserNamespace) -> UserMappings {
+    let maps = |all: &[IdMapping]| {
+        all.iter().map(|m| IdMap { container: m.container, host: m.host, length: m.length }).collect()
+    };
+    UserMappings { uids: maps(&namespace.uids), gids: maps(&namespace.gids) }
+}
+
+/// The pod's directory: what containers find as /etc/resolv.conf, /etc/hostname and /dev/shm.
+fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
+    let file = |action, path: &Path, source: io::Error| PodError::File {
+        action,
+        path: path.to_owned(),
+        source: Arc::new(source),
+    };
+    let shm = dir.join("shm");
+    std::fs::create_dir_all(&shm).map_err(|e| file("create directory", &shm, e))?;
+    let resolv_conf = dir.join("resolv.conf");
+    let text = resolv::text(spec.dns.as_ref(), spec.namespaces().network == NamespaceMode::Node)
+        .map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
+    std::fs::write(&resolv_conf, text).map_err(|e| file("write", &resolv_conf, e))?;
+    let hostname = dir.join("hostname");
+    let name = match spec.hostname.as_str() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    };
+    std::fs::write(&hostname, format!("{name}\n")).map_err(|e| file("write", &hostname, e))
+}
+
+fn remove_pod_files(dir: &Path, socket: &Path) -> Result<(), PodError> {
+    let file = |action, path: &Path, source: io::Error| PodError::File {
+        action,
+        path: path.to_owned(),
+        source: Arc::new(source),
+    };
+    let shm = dir.join("shm");
+    // Mounted here only for foreign runtimes; usually the mount is inside the monitor's namespace and gone with it.
+    match rustix::mount::unmount(&shm, rustix::mount::UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(file("unmount", &shm, error.into())),
+    }
+    for result in [
+        std::fs::remove_dir_all(dir).map_err(|e| (dir, e)),
+        std::fs::remove_file(socket).map_err(|e| (socket, e)),
+    ] {
+        match result {
+            Err((path, error)) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file("remove", path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

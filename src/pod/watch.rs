@@ -1,0 +1,62 @@
+//! What a monitor reports, handed to the containers it is about.
+
+use std::sync::Arc;
+
+use super::state::State;
+use super::{Pod, Pods};
+use crate::container::state::Ended;
+use crate::events::EventKind;
+use crate::monitor::client::{Event, Monitor};
+use crate::units::UnixNanos;
+
+impl Pods {
+    /// Follows a monitor until it ends.
+    pub(crate) fn watch(&self, pod: &Arc<Pod>, monitor: &Monitor) {
+        let (this, pod, monitor) = (self.clone(), Arc::clone(pod), monitor.clone());
+        let mut events = monitor.events();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Event::ContainerExited { id, code, oom_killed, finished_at, .. } => {
+                        let Ok(container) = this.0.containers.find(&id) else { continue };
+                        let ended = Ended::Process { code, oom_killed, at: UnixNanos(finished_at) };
+                        // Not awaited: a start that is in flight holds this back, and other containers must not wait.
+                        let containers = this.0.containers.clone();
+                        tokio::spawn(async move { containers.on_exit(&container, ended).await });
+                    }
+                    // The caller of the exec has it already.
+                    Event::ExecExited { .. } | Event::Unknown => {}
+                }
+            }
+            this.on_monitor_end(&pod).await;
+        });
+    }
+
+    /// After a stop this is the expected end. Otherwise the monitor was killed: nobody reaps, logs or knows exit codes
+    /// any more, so what runs is ended and the pod is no longer Ready.
+    async fn on_monitor_end(&self, pod: &Arc<Pod>) {
+        {
+            let mut live = pod.lock();
+            if !live.state.is_ready() {
+                return;
+            }
+            live.state = State::Stopping;
+            live.monitor = None;
+        }
+        tracing::error!(pod = %pod.id(), "the monitor of a pod has gone; ending the pod");
+        self.lose_containers(pod, "the monitor of the pod was killed").await;
+        if let Err(error) = self.save(pod).await {
+            tracing::error!(pod = %pod.id(), error = %error, "cannot save that a pod has ended");
+        }
+        self.event(pod, EventKind::Stopped);
+    }
+
+    /// Ends containers that have no monitor: kills what is left in their cgroups, takes their runtime state back.
+    pub(crate) async fn lose_containers(&self, pod: &Arc<Pod>, why: &str) {
+        for container in self.0.containers.of_pod(pod.id()) {
+            self.0.containers.reclaim_unmonitored(&container).await;
+            let ended = Ended::Lost { message: why.to_owned(), at: UnixNanos::now() };
+            self.0.containers.on_exit(&container, ended).await;
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What starting, stopping and asking costs, printed as a table. `make bench` runs it; nothing here can fail for being
+//! slow. Every figure is a median over `RUNS` calls through the CRI socket, one at a time, image present.
+
+#[path = "../it/fixture/mod.rs"]
+#[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
+mod fixture;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use brig::proto::v1::*;
+
+use fixture::node::{Node, Options, handlers};
+
+/// Calls per figure: enough for a stable median in a few seconds each.
+const RUNS: usize = 30;
+
+fn main() {
+    println!("{}", machine());
+    println!("{:<58} {:>10} {:>10} {:>10}", "figure (ms unless said otherwise)", "median", "min", "p90");
+    for handler in handlers() {
+        let node = Node::with(Options { handler: handler.into(), ..Options::default() });
+        node.busybox();
+        let (start, end) = life(&node, "plain");
+        row(&format!("{handler}: run pod + create + start"), &start);
+        row(&format!("{handler}: stop(0) + remove container + stop + remove pod"), &end);
+        row(&format!("{handler}: ExecSync true"), &exec(&node));
+    }
+    let node = Node::new();
+    node.busybox();
+    let _mounts = Mounts::make(3000);
+    let (start, _) = life(&node, "mounts");
+    row("brig: run pod + create + start, 3000 host mounts", &start);
+    drop(_mounts);
+    println!("{:<58} {:>10.1}", "brigd at rest, RSS (MiB)", rss_mib(node.brigd_pid()));
+    let mut pods = fill(&node, 0, 50);
+    println!("{:<58} {:>10.1}", "brigd with 50 pods, RSS (MiB)", rss_mib(node.brigd_pid()));
+    println!(
+        "{:<58} {:>10.3}",
+        "brig-monitor, 50 pods of one container, PSS each (MiB)",
+        monitors_pss_mib(&node) / 50.0
+    );
+    pods.extend(fill(&node, 50, 100));
+    row(
+        "ListContainers with 100 containers",
+        &times(RUNS, || {
+            let answer = node.call(node.runtime.clone().list_containers(ListContainersRequest::default()));
+            assert_eq!(answer.expect("the list").into_inner().containers.len(), 100);
+        }),
+    );
+    pods.extend(fill(&node, 100, 200));
+    let (start, end) = life(&node, "crowd");
+    row("brig: run pod + create + start, 200 pods running", &start);
+    row("brig: stop and remove, 200 pods running", &end);
+    let begin = Instant::now();
+    for pod in &pods {
+        node.remove_pod(pod);
+    }
+    println!("{:<58} {:>10.1}", "RemovePodSandbox of 200 running pods, each", ms(begin.elapsed()) / 200.0);
+}
+
+/// The whole life of a pod of one container, `RUNS` times: (to started, from running to removed).
+fn life(node: &Node, name: &str) -> (Vec<Duration>, Vec<Duration>) {
+    let (mut starts, mut ends) = (Vec::new(), Vec::new());
+    for run in 0..=RUNS {
+        let config = node.pod_config(&format!("{name}{run}"));
+        let container = node.container_config("main", "exec sleep 1000");
+        let begin = Instant::now();
+        let pod = node.run_pod(&config);
+        let id = node.create(&pod, &container, &config);
+        node.start(&id);
+        let started = Instant::now();
+        node.stop_container(&id, 0);
+        node.remove_container(&id);
+        node.stop_pod(&pod);
+        node.remove_pod(&pod);
+        // The first run warms caches and is not counted.
+        if run > 0 {
+            starts.push(started - begin);
+            ends.push(started.elapsed());
+        }
+    }
+    (starts, ends)
+}
+
+fn exec(node: &Node) -> Vec<Duration> {
+    let config = node.pod_config("exec");
+    let pod = node.run_pod(&config);
+    let id = node.run_container(&pod, &config, "main", "exec sleep 1000");
+    let figures = times(RUNS, || assert_eq!(node.exec(&id, &["/bin/true"]).exit_code, 0));
+    node.remove_pod(&pod);
+    figures
+}
+
+fn fill(node: &Node, from: usize, to: usize) -> Vec<String> {
+    (from..to)
+        .map(|number| {
+            let config = node.pod_config(&format!("fill{number}"));
+            let pod = node.run_pod(&config);
+            node.run_container(&pod, &config, "main", "exec sleep 1000");
+            pod
+        })
+        .collect()
+}
+
+fn times(runs: usize, mut work: impl FnMut()) -> Vec<Duration> {
+    work();
+    (0..runs)
+        .map(|_| {
+            let begin = Instant::now();
+            work();
+            begin.elapsed()
+        })
+        .collect()
+}
+
+fn row(name: &str, figures: &[Duration]) {
+    let mut sorted = figures.to_vec();
+    sorted.sort();
+    let at = |part: usize| ms(sorted[(sorted.len() * part / 100).min(sorted.len() - 1)]);
+    println!("{name:<58} {:>10.2} {:>10.2} {:>10.2}", at(50), at(0), at(90));
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn rss_mib(pid: u32) -> f64 {
+    field_kib(&format!("/proc/{pid}/status"), "VmRSS:") / 1024.0
+}
+
+/// The proportional set sizes of all monitors of this node, summed.
+fn monitors_pss_mib(node: &Node) -> f64 {
+    let needle = node.dir.path().display().to_string();
+    let mut sum = 0.0;
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let environment = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if name.trim() == "brig-monitor" && String::from_utf8_lossy(&environment).contains(&needle) {
+            sum += field_kib(&entry.path().join("smaps_rollup").display().to_string(), "Pss:");
+        }
+    }
+    sum / 1024.0
+}
+
+fn field_kib(path: &str, field: &str) -> f64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0");
+    line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0.0)
+}
+
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("");
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{cores} cores, {}, kernel {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
+}
+
+/// Mounts on the host, taken back when dropped.
+struct Mounts(tempfile::TempDir);
+
+impl Mounts {
+    fn make(count: usize) -> Self {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        for number in 0..count {
+            let path = dir.path().join(number.to_string());
+            std::fs::create_dir(&path).expect("a directory");
+            let bound = Command::new("mount").arg("--bind").arg(dir.path()).arg(&path).status();
+            assert!(bound.expect("mount(8) runs").success());
+        }
+        Self(dir)
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.0.path()).expect("the directory").flatten() {
+            rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH).ok();
+        }
+    }
+}

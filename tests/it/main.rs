@@ -7,5 +7,6 @@ mod chaos;
 mod cli;
 mod fixture;
 mod pods;
+mod sandbox;
 mod tidy;
 mod wire;

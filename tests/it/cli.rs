@@ -186,7 +186,7 @@ fn privileged_a_detached_pod_is_listed_looked_into_stopped_and_removed_by_name()
 #[test]
 fn privileged_images_are_pulled_listed_and_removed() {
     let node = Node::new();
-    let name = node.registry.busybox();
+    let name = node.image.clone();
     let id = ok(&node, &["pull", &name]);
     assert!(id.starts_with("sha256:"), "{id}");
     let listed = json(&node, &["images"]);

@@ -370,13 +370,13 @@ fn privileged_containers_of_a_pod_share_what_the_pod_shares() {
         let mut config = node.pod_config("share");
         let options = NamespaceOption { pid: NamespaceMode::Pod as i32, ..Default::default() };
         config.linux.as_mut().expect("linux").security_context.as_mut().expect("context").namespace_options =
-            Some(options);
+            Some(options.clone());
         let pod = node.run_pod(&config);
         let with_pod_pid = |name: &str, command: &str| {
             let mut container = node.container_config(name, command);
             let context =
                 container.linux.as_mut().expect("linux").security_context.as_mut().expect("context");
-            context.namespace_options = Some(options);
+            context.namespace_options = Some(options.clone());
             let id = node.create(&pod, &container, &config);
             node.start(&id);
             id
@@ -409,7 +409,7 @@ fn privileged_a_pod_in_the_host_network_has_no_address_of_its_own() {
             ..Default::default()
         };
         config.linux.as_mut().expect("linux").security_context.as_mut().expect("context").namespace_options =
-            Some(options);
+            Some(options.clone());
         let pod = node.run_pod(&config);
         assert!(node.pod_status(&pod).network.is_none_or(|network| network.ip.is_empty()));
         let mut container = node.container_config("main", "sleep 1000");
@@ -420,7 +420,7 @@ fn privileged_a_pod_in_the_host_network_has_no_address_of_its_own() {
             .security_context
             .as_mut()
             .expect("context")
-            .namespace_options = Some(options);
+            .namespace_options = Some(options.clone());
         let id = node.create(&pod, &container, &config);
         node.start(&id);
         let host = std::fs::read_link("/proc/self/ns/net").expect("our own");

@@ -14,6 +14,10 @@ use crate::units::Bytes;
 /// Kept of each stream; the rest is read and dropped while the command goes on (CRI v1 ExecSyncResponse: 16 MB).
 const OUTPUT_MAX: Bytes = Bytes::mib(16);
 
+/// Kept of both streams together: the answer must fit into the 16 MiB message that the kubelet's client takes
+/// (cri-client `maxMsgSize`), or the client gets an error and no output at all.
+const ANSWER_MAX: usize = (16 << 20) - (4 << 10);
+
 impl Containers {
     /// Runs `command` and waits for it. A `timeout` of `None` waits for ever; when it strikes, every process of the
     /// command is killed and the error is [`ContainerError::ExecTimeout`].
@@ -39,7 +43,7 @@ impl Containers {
             (true, Some(timeout)) => {
                 Err(ContainerError::ExecTimeout { command, id: id.to_owned(), timeout_s: timeout.as_secs() })
             }
-            _ => Ok(output),
+            _ => Ok(fitted(output, ANSWER_MAX)),
         }
     }
 
@@ -66,5 +70,35 @@ impl Containers {
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_args(Some(command.to_vec())).set_terminal(Some(terminal));
         Ok(serde_json::to_string(&process).expect("an OCI process has only string keys"))
+    }
+}
+
+/// Cuts the streams so that both fit into `max` bytes together: the longer one gives first.
+fn fitted(mut output: ExecOutput, max: usize) -> ExecOutput {
+    let (out, err) = (output.stdout.len(), output.stderr.len());
+    if out + err > max {
+        let shorter = out.min(err).min(max / 2);
+        let longer = max - shorter;
+        let (out, err) = if out >= err { (longer, shorter) } else { (shorter, longer) };
+        output.stdout.truncate(out);
+        output.stderr.truncate(err);
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_cut_to_what_one_answer_carries() {
+        for (before, after) in
+            [((3, 4), (3, 4)), ((20, 4), (6, 4)), ((4, 20), (4, 6)), ((20, 20), (5, 5)), ((20, 0), (10, 0))]
+        {
+            let output =
+                ExecOutput { stdout: vec![0; before.0], stderr: vec![0; before.1], ..ExecOutput::default() };
+            let output = fitted(output, 10);
+            assert_eq!((output.stdout.len(), output.stderr.len()), after);
+        }
     }
 }

@@ -71,8 +71,7 @@ pub(crate) enum SetupError {
 
 /// Starts the log on standard error.
 pub(super) fn log(server: &config::Server) {
-    let filter =
-        EnvFilter::builder().parse_lossy(format!("warn,brig={}", server.log_level.as_str()));
+    let filter = EnvFilter::builder().parse_lossy(format!("warn,brig={}", server.log_level.as_str()));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match server.log_format {
         LogFormat::Text => log.with_ansi(false).finish().init(),

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
@@ -121,9 +121,7 @@ pub(crate) struct Monitor(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    pid: i32,
-    /// Readable once the process has ended.
-    process: AsyncFd<OwnedFd>,
+    process: OnceLock<Process>,
     socket: AsyncFd<OwnedFd>,
     /// Held while a frame is written.
     sending: tokio::sync::Mutex<()>,
@@ -131,6 +129,13 @@ struct Inner {
     waiting: Mutex<Waiting>,
     events: Mutex<Option<mpsc::Receiver<Event>>>,
     closed: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    /// Readable once the process has ended.
+    pidfd: AsyncFd<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
@@ -156,39 +161,20 @@ impl Monitor {
     pub(crate) async fn connect(path: &Path) -> Result<(Self, Status), MonitorError> {
         let failed = |source: io::Error| MonitorError::Connect { path: path.to_owned(), source };
         let stream = tokio::net::UnixStream::connect(path).await.map_err(failed)?;
-        let pid = stream.peer_cred().map_err(failed)?.pid().unwrap_or(0);
-        // The listening socket was made by brigd, so the peer's credentials are not the monitor's: it says itself.
-        let stream = stream.into_std().map_err(failed)?;
-        let probe = Self::over(stream.into(), pid)?;
-        let status = probe.status().await?;
-        let monitor = match status.ready.pid {
-            own if own == pid || own == 0 => probe,
-            own => probe.with_pid(own, path).await?,
-        };
+        // The peer's credentials are those of the daemon that made the listening socket, so the monitor is asked.
+        let monitor = Self::over(stream.into_std().map_err(failed)?.into())?;
+        let status = monitor.status().await?;
+        monitor.know(status.ready.pid)?;
         Ok((monitor, status))
     }
 
-    /// The same connection anew, knowing the right process.
-    async fn with_pid(self, pid: i32, path: &Path) -> Result<Self, MonitorError> {
-        let failed = |source: io::Error| MonitorError::Connect { path: path.to_owned(), source };
-        let stream = tokio::net::UnixStream::connect(path).await.map_err(failed)?;
-        Self::over(stream.into_std().map_err(failed)?.into(), pid)
-    }
-
-    /// Starts to read `socket`, the connection to the monitor with this pid. Needs a tokio runtime.
-    pub(super) fn over(socket: OwnedFd, pid: i32) -> Result<Self, MonitorError> {
+    /// Starts to read `socket`, a connection to a monitor. Needs a tokio runtime.
+    pub(super) fn over(socket: OwnedFd) -> Result<Self, MonitorError> {
         let local = |action| move |source: io::Error| MonitorError::Local { action, source };
-        let raw = rustix::process::Pid::from_raw(pid).ok_or(MonitorError::Gone)?;
-        let process = match rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()) {
-            Ok(process) => process,
-            Err(rustix::io::Errno::SRCH) => return Err(MonitorError::Gone),
-            Err(error) => return Err(local("open the process")(error.into())),
-        };
         rustix::io::ioctl_fionbio(&socket, true).map_err(|e| local("set up the socket")(e.into()))?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let inner = Arc::new(Inner {
-            pid,
-            process: AsyncFd::new(process).map_err(local("watch the process"))?,
+            process: OnceLock::new(),
             socket: AsyncFd::new(socket).map_err(local("watch the socket"))?,
             sending: tokio::sync::Mutex::default(),
             next_id: AtomicU64::new(1),
@@ -200,9 +186,24 @@ impl Monitor {
         Ok(Self(Some(inner)))
     }
 
+    /// Tells which process the monitor is, so that it can be waited for and killed.
+    pub(super) fn know(&self, pid: i32) -> Result<(), MonitorError> {
+        let local = |source: io::Error| MonitorError::Local { action: "watch the process", source };
+        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
+        let raw = rustix::process::Pid::from_raw(pid).ok_or(MonitorError::Gone)?;
+        let pidfd = match rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Err(MonitorError::Gone),
+            Err(error) => return Err(local(error.into())),
+        };
+        // Whoever came first knows the same.
+        inner.process.set(Process { pid, pidfd: AsyncFd::new(pidfd).map_err(local)? }).ok();
+        Ok(())
+    }
+
     /// 0 if it is gone.
     pub(crate) fn pid(&self) -> i32 {
-        self.0.as_ref().map_or(0, |inner| inner.pid)
+        self.0.as_ref().map_or(0, |inner| inner.pid())
     }
 
     /// What happens from now on, and since the connection was made. Empty for all but the first caller.
@@ -215,16 +216,18 @@ impl Monitor {
     pub(crate) async fn closed(&self) {
         if let Some(inner) = &self.0 {
             // An error would mean that the runtime is ending.
-            inner.process.readable().await.map(drop).ok();
+            if let Some(process) = inner.process.get() {
+                process.pidfd.readable().await.map(drop).ok();
+            }
             inner.closed.subscribe().wait_for(|closed| *closed).await.map(drop).ok();
         }
     }
 
     /// SIGKILL.
     pub(crate) fn kill_process(&self) {
-        if let Some(inner) = &self.0 {
+        if let Some(process) = self.0.as_ref().and_then(|inner| inner.process.get()) {
             // Only ESRCH is possible, and then it has ended.
-            signal::send(inner.process.get_ref(), 9).ok();
+            signal::send(process.pidfd.get_ref(), 9).ok();
         }
     }
 
@@ -444,6 +447,10 @@ impl Monitor {
 }
 
 impl Inner {
+    fn pid(&self) -> i32 {
+        self.process.get().map_or(0, |process| process.pid)
+    }
+
     async fn send(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
         let _sending = self.sending.lock().await;
         let mut rest = frame;
@@ -480,7 +487,7 @@ async fn read(inner: Arc<Inner>, events: mpsc::Sender<Event>) {
                 Ok(None) => break,
                 Ok(Some((message, fds))) => deliver(&inner, &events, message, fds).await,
                 Err(error) => {
-                    tracing::error!(monitor = inner.pid, error = %crate::task::chain(&error), "a monitor talks nonsense");
+                    tracing::error!(monitor = inner.pid(), error = %crate::task::chain(&error), "a monitor talks nonsense");
                     close(&inner);
                     return;
                 }

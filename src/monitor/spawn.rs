@@ -77,7 +77,8 @@ async fn start(request: &SpawnRequest, listener: OwnedFd) -> Result<(Monitor, Re
         .spawn()
         .map_err(local("start the monitor's program"))?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or(MonitorError::Gone)?;
-    let monitor = Monitor::over(ours, pid)?;
+    let monitor = Monitor::over(ours)?;
+    monitor.know(pid)?;
     let hello = wire::Hello {
         version: wire::VERSION,
         pod: request.pod.clone(),

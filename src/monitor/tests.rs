@@ -320,7 +320,7 @@ fn a_log_is_reopened_only_while_the_container_runs() {
 #[test]
 fn the_timeout_of_an_exec_kills_its_whole_tree() {
     let mut monitor = Fixture::new(Namespaces::default());
-    monitor.run("c", "sleep 1000");
+    monitor.run("c", "exec sleep 1000");
     fs::write(monitor.dir.path().join("c/exec"), "sleep 1000 & sleep 1000").expect("a script");
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
     let exec = Exec {
@@ -344,7 +344,7 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
 #[test]
 fn a_second_connection_finds_everything_and_a_request_of_the_future_is_refused() {
     let mut monitor = Fixture::new(Namespaces::default());
-    monitor.run("c", "sleep 1000");
+    monitor.run("c", "exec sleep 1000");
     let expected = monitor.status();
     let second =
         std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");

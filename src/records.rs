@@ -193,6 +193,7 @@ pub(crate) enum Change<V> {
 }
 
 impl<V: Serialize + DeserializeOwned> Tree<V> {
+    #[cfg(test)]
     /// The record under `key`, if there is one.
     ///
     /// # Errors

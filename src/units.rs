@@ -8,13 +8,10 @@ use serde::{Deserialize, Serialize};
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Bytes(pub u64);
+pub(crate) struct Bytes(pub u64);
 
 impl Bytes {
-    pub const fn kib(n: u64) -> Self {
-        Self(n << 10)
-    }
-    pub const fn mib(n: u64) -> Self {
+    pub(crate) const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 }
@@ -39,10 +36,10 @@ impl fmt::Display for Bytes {
 /// Nanoseconds since the epoch, as every CRI timestamp is. 0 means "not yet".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct UnixNanos(pub i64);
+pub(crate) struct UnixNanos(pub i64);
 
 impl UnixNanos {
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX))
     }

@@ -24,7 +24,7 @@ use crate::id::{ContainerId, PodId};
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
 use crate::sys::mount::clone_tree;
-use crate::task::blocking;
+use crate::task::{blocking, chain};
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +33,24 @@ pub(crate) struct Key {
     name: String,
     attempt: u32,
     request: String,
+}
+
+/// The answer to a wish for a name.
+enum Reserved {
+    Existing(ContainerId),
+    New(Making),
+}
+
+/// A name that is kept until this is dropped; by then the container has it, or nobody.
+struct Making {
+    all: Containers,
+    name: (PodId, String, u32),
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.all.table().making.remove(&self.name);
+    }
 }
 
 impl Containers {
@@ -62,56 +80,51 @@ impl Containers {
         placement: Placement,
         spec: Arc<ContainerSpec>,
     ) -> Result<ContainerId, ContainerError> {
-        if let Some(id) = self.already_created(&placement.pod, &spec)? {
-            return Ok(id);
-        }
+        let _making = match self.reserve(&placement.pod, &spec)? {
+            Reserved::Existing(id) => return Ok(id),
+            Reserved::New(making) => making,
+        };
         let intended = Intended::new(self, placement, spec).await?;
         let rooted = intended.make_rootfs().await?;
         let bundled = rooted.write_bundle().await?;
         bundled.hand_to_monitor().await
     }
 
-    /// The container that an earlier, equal call created and that has not been started since.
-    fn already_created(
-        &self,
-        pod: &PodId,
-        spec: &ContainerSpec,
-    ) -> Result<Option<ContainerId>, ContainerError> {
-        let table = self.table();
-        let Some(id) = table.by_name.get(&(pod.clone(), spec.name.clone(), spec.attempt)) else {
-            return Ok(None);
-        };
-        let existing = &table.by_id[id];
-        if **existing.spec() == *spec && existing.live().state == State::Created {
-            return Ok(Some(id.clone()));
+    /// Keeps the name for this creation, or finds the container that an earlier, equal call created and that has not
+    /// been started since.
+    fn reserve(&self, pod: &PodId, spec: &ContainerSpec) -> Result<Reserved, ContainerError> {
+        let mut table = self.table();
+        let name = (pod.clone(), spec.name.clone(), spec.attempt);
+        if let Some(id) = table.by_name.get(&name) {
+            let existing = &table.by_id[id];
+            if **existing.spec() == *spec && existing.live().state == State::Created {
+                return Ok(Reserved::Existing(id.clone()));
+            }
+            let (pod, name, attempt) = name;
+            return Err(ContainerError::Exists { name, attempt, pod, existing: id.clone() });
         }
-        Err(ContainerError::Exists {
-            name: spec.name.clone(),
-            attempt: spec.attempt,
-            pod: pod.clone(),
-            existing: id.clone(),
-        })
+        if !table.making.insert(name.clone()) {
+            let (pod, name, attempt) = name;
+            return Err(ContainerError::Busy { name, attempt, pod });
+        }
+        Ok(Reserved::New(Making { all: self.clone(), name }))
     }
 
-    /// Takes back all that a creation makes, in reverse order. What is missing is skipped.
-    pub(crate) async fn take_back(&self, saved: &Saved) {
+    /// Takes back all that a creation makes, in reverse order. What is missing is skipped. If something stays, so does
+    /// the record, and the next start of the daemon tries again.
+    pub(crate) async fn take_back(&self, saved: &Saved) -> Result<(), ContainerError> {
         let (store, dir, id) = (self.0.store.clone(), self.bundle_dir(&saved.id), saved.id.clone());
-        let done = blocking(move || {
-            remove_bundle(&dir)?;
-            store.remove_container(&id).map(drop).map_err(io::Error::other)
+        blocking(move || {
+            remove_bundle(&dir).map_err(|e| file_error("remove the bundle", &dir, e))?;
+            store
+                .remove_container(&id)
+                .map(drop)
+                .map_err(|source| ContainerError::Rootfs { name: id.to_string(), source: Arc::new(source) })
         })
-        .await;
-        match done {
-            Ok(()) => {
-                if let Err(error) = self.0.records.remove(saved.id.to_string()).await {
-                    tracing::error!(container = %saved.id, error = %error, "cannot remove the record");
-                }
-            }
-            // The record stays, so the next start of the daemon tries again.
-            Err(error) => {
-                tracing::error!(container = %saved.id, error = %error, "cannot take back a container")
-            }
-        }
+        .await?;
+        let removed = self.0.records.remove(saved.id.to_string()).await;
+        removed
+            .map_err(|source| ContainerError::Record { id: saved.id.to_string(), source: Arc::new(source) })
     }
 }
 
@@ -196,7 +209,9 @@ impl Intended {
     }
 
     async fn fail(self, cause: ContainerError) -> ContainerError {
-        self.all.take_back(&self.saved).await;
+        if let Err(error) = self.all.take_back(&self.saved).await {
+            tracing::error!(container = %self.saved.id, error = %chain(&error), "cannot take back a container");
+        }
         cause
     }
 }
@@ -271,7 +286,8 @@ impl BundleWork {
                 rootfs: &rootfs.mount,
                 id: &saved.id,
                 image_mounts: &images.paths,
-                volumes_dir: volumes.as_deref(),
+                // The rootfs is writable where it is not read-only, and what the image has there stays in sight.
+                volumes_dir: volumes.as_deref().filter(|_| saved.spec.security.readonly_rootfs),
             })
             .map_err(bad)?;
         for warning in &warnings {
@@ -398,6 +414,7 @@ impl Bundled {
             Err(source) => {
                 let name = spec.name.clone();
                 placement.monitor.delete(saved.id.as_str()).await.ok();
+                remove_empty_log(saved.log_path.as_deref());
                 let cause = ContainerError::Monitor { verb: "create", name, source: Arc::new(source) };
                 return Err(intended.fail(cause).await);
             }
@@ -415,6 +432,10 @@ impl Bundled {
         }
         let container = all.adopt(record, placement.clone());
         all.event(&container, EventKind::Created);
+        let early = all.table().early.remove(saved.id.as_str());
+        if let Some(ended) = early {
+            all.on_exit(&container, ended).await;
+        }
         Ok(saved.id.clone())
     }
 }
@@ -428,8 +449,17 @@ pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerErro
     Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
 }
 
+/// Removes the log file that the monitor made for a container that never came to be. One with content is another's.
+fn remove_empty_log(path: Option<&Path>) {
+    if let Some(path) =
+        path.filter(|path| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0))
+    {
+        std::fs::remove_file(path).ok();
+    }
+}
+
 /// Removes a bundle directory and what a foreign runtime had mounted there.
-pub(super) fn remove_bundle(dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_bundle(dir: &Path) -> io::Result<()> {
     let images =
         std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
     for mounted in images.chain([dir.join("rootfs")]) {

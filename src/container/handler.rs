@@ -17,7 +17,7 @@ pub(crate) struct Handler {
     /// Our own sandbox: takes mounts as file descriptors, so nothing of a pod shows in the host's mount table.
     pub bundled: bool,
     pub systemd_cgroup: bool,
-    /// Pod and container annotations with one of these prefixes reach the OCI config.
+    /// Pod and container annotations with these keys, or that begin with what stands before a `*`, reach the OCI config.
     pub allowed_annotations: Vec<String>,
 }
 

@@ -39,7 +39,7 @@ mod update;
 pub(crate) mod user;
 mod view;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -146,6 +146,10 @@ pub(crate) enum ContainerError {
         "container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first"
     )]
     Exists { name: String, attempt: u32, pod: PodId, existing: ContainerId },
+    #[error(
+        "container {name:?} attempt {attempt} is being created in pod {pod} with other settings; wait for it"
+    )]
+    Busy { name: String, attempt: u32, pod: PodId },
     #[error("image {0:?} is not present; pull it first")]
     NoImage(String),
     #[error("cannot make the rootfs of container {name:?}")]
@@ -224,12 +228,18 @@ pub(crate) struct Settings {
     pub host: bundle::Host,
     /// How long the OCI runtime may take for one command.
     pub runtime_timeout: std::time::Duration,
+    /// How long SIGKILL is repeated before a container is called unkillable.
+    pub kill_timeout: std::time::Duration,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     by_id: HashMap<ContainerId, Arc<Container>>,
     by_name: HashMap<(PodId, String, u32), ContainerId>,
+    /// Names of containers that are being created.
+    making: HashSet<(PodId, String, u32)>,
+    /// Ends of containers that were not published when they came.
+    early: HashMap<String, state::Ended>,
 }
 
 impl Containers {
@@ -333,10 +343,6 @@ impl Containers {
             id: container.id().to_string(),
             source: Arc::new(source),
         })
-    }
-
-    pub(crate) fn store(&self) -> &Store {
-        &self.0.store
     }
 }
 

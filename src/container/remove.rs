@@ -32,8 +32,10 @@ impl Containers {
             if admission == Admission::KillFirst {
                 this.stop_container(&container, Duration::ZERO).await?;
             }
+            // No update may write the record again once it is gone.
+            let _gate = container.gate.lock().await;
             this.delete_in_runtime(&container).await?;
-            this.take_back(&container.saved).await;
+            this.take_back(&container.saved).await?;
             this.retract(&container);
             this.event(&container, EventKind::Deleted);
             Ok(())

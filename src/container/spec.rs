@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// A container, as asked for.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ContainerSpec {
+pub(crate) struct ContainerSpec {
     /// CRI `metadata.name`: unique in its pod together with `attempt`.
     pub name: String,
     pub attempt: u32,
@@ -45,7 +45,7 @@ pub struct ContainerSpec {
 /// CRI's ImageSpec: how the request names the image.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ImageSpec {
+pub(crate) struct ImageSpec {
     /// The name or id as the kubelet sent it.
     pub image: String,
     /// As the pod's author wrote it, when the kubelet says so.
@@ -56,7 +56,7 @@ pub struct ImageSpec {
 
 /// A mount into the container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// Absolute, resolved inside the rootfs.
     pub container_path: PathBuf,
     pub source: MountSource,
@@ -71,7 +71,7 @@ pub struct Mount {
 
 /// Where a mount comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum MountSource {
+pub(crate) enum MountSource {
     /// A path on the host; it must exist.
     Host(PathBuf),
     /// The rootfs of an image, read-only, or a folder in it.
@@ -80,7 +80,7 @@ pub enum MountSource {
 
 /// CRI's MountPropagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Propagation {
+pub(crate) enum Propagation {
     #[default]
     Private,
     HostToContainer,
@@ -89,7 +89,7 @@ pub enum Propagation {
 
 /// `length` ids from `host` appear as `container` and up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdMapping {
+pub(crate) struct IdMapping {
     pub host: u32,
     pub container: u32,
     pub length: u32,
@@ -97,7 +97,7 @@ pub struct IdMapping {
 
 /// A host device node inside the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Device {
+pub(crate) struct Device {
     pub host_path: PathBuf,
     pub container_path: PathBuf,
     /// Some of `r`, `w` and `m`.
@@ -107,7 +107,7 @@ pub struct Device {
 /// CRI's LinuxContainerResources. `None` leaves a value as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Resources {
+pub(crate) struct Resources {
     pub cpu_period_us: Option<u64>,
     /// -1 is no limit.
     pub cpu_quota_us: Option<i64>,
@@ -126,7 +126,7 @@ pub struct Resources {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HugepageLimit {
+pub(crate) struct HugepageLimit {
     /// As in the cgroup file's name: `2MB`, `1GB`.
     pub page_size: String,
     pub limit_bytes: u64,
@@ -135,7 +135,7 @@ pub struct HugepageLimit {
 /// The security context of a pod or a container. A pod has no capabilities, masked paths or `no_new_privs`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Security {
+pub(crate) struct Security {
     pub privileged: bool,
     pub capabilities: Capabilities,
     pub namespaces: Namespaces,
@@ -154,7 +154,7 @@ pub struct Security {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RunAsUser {
+pub(crate) enum RunAsUser {
     Uid(u32),
     /// Looked up in the image's `/etc/passwd`.
     Name(String),
@@ -163,14 +163,14 @@ pub enum RunAsUser {
 /// Names with the `CAP_` prefix, or `ALL`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     pub add: Vec<String>,
     pub drop: Vec<String>,
     pub add_ambient: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum SupplementalGroupsPolicy {
+pub(crate) enum SupplementalGroupsPolicy {
     /// The image's groups of the user are added.
     #[default]
     Merge,
@@ -179,7 +179,7 @@ pub enum SupplementalGroupsPolicy {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct SelinuxOptions {
+pub(crate) struct SelinuxOptions {
     pub user: String,
     pub role: String,
     pub kind: String,
@@ -188,7 +188,7 @@ pub struct SelinuxOptions {
 
 /// A seccomp or AppArmor profile.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum SecurityProfile {
+pub(crate) enum SecurityProfile {
     RuntimeDefault,
     /// What the request leaves unsaid: unconfined, as the CRI text has it.
     #[default]
@@ -200,7 +200,7 @@ pub enum SecurityProfile {
 /// Which namespaces are shared with whom.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Namespaces {
+pub(crate) struct Namespaces {
     pub network: NamespaceMode,
     pub pid: NamespaceMode,
     pub ipc: NamespaceMode,
@@ -209,7 +209,7 @@ pub struct Namespaces {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum NamespaceMode {
+pub(crate) enum NamespaceMode {
     #[default]
     Pod,
     Container,
@@ -219,7 +219,7 @@ pub enum NamespaceMode {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct UserNamespace {
+pub(crate) struct UserNamespace {
     pub uids: Vec<IdMapping>,
     pub gids: Vec<IdMapping>,
 }

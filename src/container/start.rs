@@ -3,6 +3,7 @@
 use super::state::{Ended, Request};
 use super::{ContainerError, Containers, denied, monitor_error, now};
 use crate::events::EventKind;
+use crate::monitor::client::{ContainerState, MonitorError};
 use crate::task::chain;
 
 impl Containers {
@@ -12,7 +13,15 @@ impl Containers {
         // Held to the end: an exit that the monitor reports meanwhile is applied after this.
         let _gate = container.gate.lock().await;
         container.live().state.admit(Request::Start).map_err(denied("start", container.id()))?;
-        if let Err(error) = container.placement.monitor.start(container.id().as_str()).await {
+        let monitor = &container.placement.monitor;
+        let started = match monitor.start(container.id().as_str()).await {
+            // An earlier daemon's start that was done and never answered.
+            Err(MonitorError::WrongState { state: ContainerState::Running }) => Ok(()),
+            started => started,
+        };
+        if let Err(error) = started {
+            // After a timeout it may run all the same.
+            monitor.kill(container.id().as_str(), "SIGKILL", true).await.ok();
             let error = monitor_error("start", &container)(error);
             let ended = Ended::StartFailed { message: chain(&error), at: now() };
             self.apply_exit(&container, ended).await;

@@ -54,8 +54,6 @@ pub(crate) enum Phase {
     Created,
     Running,
     Exited,
-    /// What became of it could not be learnt.
-    Unknown,
 }
 
 /// The ids a container's first process starts with.

@@ -7,15 +7,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::state::{Admission, Request};
+use super::state::{Admission, Request, State};
 use super::{Container, ContainerError, Containers, denied, monitor_error};
+use crate::monitor::client::MonitorError;
 
 /// SIGKILL is repeated this often while a container does not go away.
 const KILL_AGAIN: Duration = Duration::from_millis(500);
-
-/// A container that survives SIGKILL this long is reported. The kubelet waits its request timeout (2 min) on top of the
-/// grace period, so the answer still arrives and says why.
-const KILL_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The longest grace that is kept; longer ones mean "for ever" and would overflow the clock.
 const GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -64,9 +61,11 @@ impl Containers {
             }
         };
         if first {
-            let (own, grace) = (Arc::clone(container), grace);
+            let (this, own) = (self.clone(), Arc::clone(container));
+            // A process that waits for its start has no handler yet: as PID 1 it would sleep through any signal.
+            let grace = if own.live().state == State::Created { Duration::ZERO } else { grace };
             tokio::spawn(async move {
-                end(&own, deadlines, grace).await;
+                this.end(&own, deadlines, grace).await;
                 own.stopping.lock().unwrap_or_else(PoisonError::into_inner).take();
             });
         }
@@ -85,7 +84,7 @@ impl Containers {
                     true => Ok(()),
                     false => Err(ContainerError::Unkillable {
                         id: container.id().to_string(),
-                        waited_s: KILL_WAIT_MAX.as_secs(),
+                        waited_s: self.0.settings.kill_timeout.as_secs(),
                     }),
                 };
             };
@@ -96,36 +95,46 @@ impl Containers {
             }
         }
     }
-}
 
-/// Signals until the container is gone or [`KILL_WAIT_MAX`] is over.
-async fn end(container: &Arc<Container>, mut deadlines: watch::Receiver<Instant>, grace: Duration) {
-    let monitor = &container.placement.monitor;
-    let id = container.id().as_str();
-    if !grace.is_zero() {
-        // A frozen container would sleep through its signal.
-        let signal = &container.saved.stop_signal;
-        if let Err(error) = monitor.kill(id, signal, false).await {
-            let error = monitor_error("signal", container)(error);
-            tracing::warn!(container = id, signal, error = %crate::task::chain(&error), "the stop signal failed");
-        }
-        loop {
-            let deadline = *deadlines.borrow_and_update();
-            tokio::select! {
-                () = container.wait_exited() => return,
-                () = tokio::time::sleep_until(deadline) => break,
-                changed = deadlines.changed() => if changed.is_err() { break },
+    /// Signals until the container is gone or SIGKILL has been repeated for the configured time.
+    async fn end(
+        &self,
+        container: &Arc<Container>,
+        mut deadlines: watch::Receiver<Instant>,
+        grace: Duration,
+    ) {
+        let patience = self.0.settings.kill_timeout;
+        let monitor = &container.placement.monitor;
+        let id = container.id().as_str();
+        if !grace.is_zero() {
+            // A frozen container would sleep through its signal.
+            let signal = &container.saved.stop_signal;
+            if let Err(error) = monitor.kill(id, signal, false).await {
+                let error = monitor_error("signal", container)(error);
+                tracing::warn!(container = id, signal, error = %crate::task::chain(&error), "the stop signal failed");
+            }
+            loop {
+                let deadline = *deadlines.borrow_and_update();
+                tokio::select! {
+                    () = container.wait_exited() => return,
+                    () = tokio::time::sleep_until(deadline) => break,
+                    changed = deadlines.changed() => if changed.is_err() { break },
+                }
             }
         }
-    }
-    let give_up = Instant::now() + KILL_WAIT_MAX;
-    while Instant::now() < give_up {
-        if let Err(error) = monitor.kill(id, "SIGKILL", true).await {
-            let error = monitor_error("kill", container)(error);
-            tracing::warn!(container = id, error = %crate::task::chain(&error), "SIGKILL failed");
-        }
-        if tokio::time::timeout(KILL_AGAIN, container.wait_exited()).await.is_ok() {
-            return;
+        let give_up = Instant::now() + patience;
+        while Instant::now() < give_up {
+            if let Err(error) = monitor.kill(id, "SIGKILL", true).await {
+                if matches!(error, MonitorError::Gone) {
+                    return self.lose(container, "the monitor of the pod is gone").await;
+                }
+                let error = monitor_error("kill", container)(error);
+                tracing::warn!(container = id, error = %crate::task::chain(&error), "SIGKILL failed");
+            }
+            if tokio::time::timeout(KILL_AGAIN, container.wait_exited()).await.is_ok() {
+                return;
+            }
+            self.ask_monitor(container).await;
         }
     }
 }

@@ -15,15 +15,28 @@ impl Containers {
     ) -> Result<(), ContainerError> {
         let container = self.find(prefix)?;
         let _gate = container.gate.lock().await;
+        // A removal may have come between.
+        self.find(container.id().as_str())?;
         container.live().state.admit(Request::Update).map_err(denied("update", container.id()))?;
         let merged = container.live().resources.merged(change);
-        let limits = bundle::resources(&merged).map_err(|source| ContainerError::Bundle {
+        let mut limits = bundle::resources(&merged).map_err(|source| ContainerError::Bundle {
             name: container.spec().name.clone(),
             source: Arc::new(source),
         })?;
+        // A limit below what is in use would kill the container instead of being refused.
+        if let Some(mut memory) = *limits.memory() {
+            memory.set_check_before_update(Some(true));
+            limits.set_memory(Some(memory));
+        }
         let json = serde_json::to_string(&limits).expect("OCI resources have only string keys");
         let monitor = &container.placement.monitor;
         monitor.update(container.id().as_str(), json).await.map_err(monitor_error("update", &container))?;
+        if let (Some(score), Some(pid)) = (merged.oom_score_adj, container.live().pid) {
+            let path = format!("/proc/{pid}/oom_score_adj");
+            if let Err(error) = std::fs::write(&path, score.to_string()) {
+                tracing::warn!(container = %container.id(), score, error = %error, "cannot set oom_score_adj");
+            }
+        }
         container.lock().resources = merged;
         self.save(&container).await
     }

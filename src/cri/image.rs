@@ -72,10 +72,11 @@ impl ImageService for Images {
     }
 
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
-        let store = &self.all.store;
+        // One filesystem for both: the kubelet tells by equality that they are not split (KEP-4191).
+        let usage = to_proto::fs_usage(&self.all.store.usage());
         Ok(Response::new(ImageFsInfoResponse {
-            image_filesystems: vec![to_proto::fs_usage(&store.usage())],
-            container_filesystems: vec![to_proto::fs_usage(&store.container_usage())],
+            image_filesystems: vec![usage.clone()],
+            container_filesystems: vec![usage],
         }))
     }
 }

@@ -28,6 +28,9 @@ pub(crate) struct Args {
     /// Log this and what is graver, instead of `server.log_level`.
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub(crate) log_level: Option<LogLevel>,
+    /// Check every image and layer in the data directory, print what is wrong, and exit. Changes nothing.
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Print the configuration that would be used, with a comment for every key, and exit.
     #[arg(long)]
     pub(crate) print_config: bool,

@@ -27,6 +27,9 @@ const BLOCKING_THREADS_MAX: usize = 64;
 /// Idle blocking threads go away: each keeps a stack and a part of the heap.
 const BLOCKING_IDLE: Duration = Duration::from_secs(2);
 
+/// How long blocking work may go on after everything else has ended.
+const RUNTIME_END: Duration = Duration::from_secs(10);
+
 /// Why the daemon ends without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DaemonError {
@@ -40,6 +43,8 @@ pub(crate) enum DaemonError {
     Records(#[from] crate::records::RecordsError),
     #[error(transparent)]
     Serve(#[from] crate::cri::ServeError),
+    #[error("the image store has {0} findings")]
+    Damaged(usize),
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
 }
@@ -62,6 +67,9 @@ fn start(args: &Args, config: Config) -> Result<(), DaemonError> {
         return Ok(());
     }
     setup::log(&config.server);
+    if args.verify {
+        return verify(&config);
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.min(WORKERS_MAX))
@@ -71,12 +79,26 @@ fn start(args: &Args, config: Config) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(DaemonError::Runtime)?;
-    runtime.block_on(run(config))
+    let ended = runtime.block_on(run(config));
+    // Blocking work that hangs on a disk must not keep a stopped daemon alive.
+    runtime.shutdown_timeout(RUNTIME_END);
+    ended
+}
+
+/// `brigd --verify`.
+fn verify(config: &Config) -> Result<(), DaemonError> {
+    let found = setup::open_store(config)?.verify();
+    for finding in &found.findings {
+        println!("{}", crate::task::chain(finding));
+    }
+    println!("{} images, {} layers, {} findings", found.images, found.layers, found.findings.len());
+    if found.findings.is_empty() { Ok(()) } else { Err(DaemonError::Damaged(found.findings.len())) }
 }
 
 async fn run(config: Config) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let grace = config.server.shutdown_grace;
     let node = setup::open(config).await?;
     recover::recover(&node).await?;
@@ -88,14 +110,27 @@ async fn run(config: Config) -> Result<(), DaemonError> {
         "brigd {} is ready",
         env!("CARGO_PKG_VERSION")
     );
+    let pods = node.pods.clone();
     let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    tracing::info!("reading the CNI configuration again");
+                    pods.network().reload();
+                }
+            }
         }
         tracing::info!("stopping; pods and containers go on");
         notify::stopping();
     };
-    server.serve(stop, grace).await?;
-    Ok(())
+    let served = server.serve(stop, grace).await;
+    // A pull that is cut off is undone now rather than at the next start.
+    node.puller.cancel_all();
+    node.puller.idle().await;
+    if let Err(error) = node.pods.network().settle().await {
+        tracing::warn!(error = %crate::task::chain(&error), "the links of removed pods may be left");
+    }
+    Ok(served?)
 }

@@ -4,18 +4,35 @@
 //! are none: then everything below is a leftover, and the data directory and the network are cleaned of it.
 
 use std::collections::HashSet;
+use std::future::ready;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
 
 use super::DaemonError;
 use super::setup::Node;
+use crate::container::create::remove_bundle;
 use crate::container::record::ContainerRecord;
-use crate::container::state::{Ended, State};
-use crate::monitor::client::{ContainerStatus, Monitor, Status};
+use crate::container::state::Ended;
+use crate::monitor::client::{ContainerState, ContainerStatus, Monitor, MonitorError, Status};
 use crate::pod::Pod;
 use crate::pod::record::PodRecord;
 use crate::task::{blocking, chain};
 use crate::units::UnixNanos;
+
+/// Pods taken up at the same time: one whose monitor is slow must not hold the others.
+const SIDE_BY_SIDE: usize = 16;
+
+/// A monitor that does not answer is asked again this often: a machine that has just come back is busy.
+const MONITOR_TRIES: u32 = 3;
+const MONITOR_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a creation that an earlier daemon began may take to end: 10 s in all.
+const UNFINISHED_TRIES: u32 = 200;
+const UNFINISHED_AGAIN: Duration = Duration::from_millis(50);
 
 /// Makes the tables agree with what runs.
 pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
@@ -25,7 +42,7 @@ pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
         tracing::error!(record = %damage, "a record cannot be read; it is kept, and what it speaks of is left alone");
     }
     let mut orphans: Vec<ContainerRecord> = Vec::new();
-    let (mut by_pod, ids): (std::collections::HashMap<_, Vec<ContainerRecord>>, HashSet<_>) = {
+    let mut by_pod = {
         let ids = pods.values.iter().map(|record| record.saved.id.clone()).collect::<HashSet<_>>();
         let mut by_pod = std::collections::HashMap::<_, Vec<_>>::new();
         for record in containers.values {
@@ -34,48 +51,52 @@ pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
                 false => orphans.push(record),
             }
         }
-        (by_pod, ids)
+        by_pod
     };
-    for record in pods.values {
-        let id = record.saved.id.clone();
-        recover_pod(node, record, by_pod.remove(&id).unwrap_or_default()).await;
-    }
+    let work = pods.values.into_iter().map(|record| {
+        let containers = by_pod.remove(&record.saved.id).unwrap_or_default();
+        recover_pod(node, record, containers)
+    });
+    let all_taken_up =
+        stream::iter(work).buffer_unordered(SIDE_BY_SIDE).fold(true, |all, one| ready(all && one)).await;
     for record in orphans {
         tracing::warn!(container = %record.saved.id, pod = %record.saved.pod, "removing a container whose pod is gone");
-        node.pods.containers().take_back(&record.saved).await;
+        take_back(node, &record).await;
     }
-    let damaged = !pods.unreadable.is_empty() || !containers.unreadable.is_empty();
+    let damaged = !all_taken_up || !pods.unreadable.is_empty() || !containers.unreadable.is_empty();
     if damaged {
         // What an unreadable record speaks of cannot be told from a leftover.
         tracing::warn!("leftovers are not collected while a record is unreadable");
         return Ok(());
     }
-    collect_leftovers(node, &ids).await;
+    collect_leftovers(node).await;
+    check_networks(node);
     Ok(())
 }
 
-async fn recover_pod(node: &Node, record: PodRecord, containers: Vec<ContainerRecord>) {
+/// Says whether all that the record speaks of is in the tables or gone; if not, nothing may be taken for a leftover.
+async fn recover_pod(node: &Node, record: PodRecord, containers: Vec<ContainerRecord>) -> bool {
     let id = record.saved.id.clone();
-    let connected = Monitor::connect(&node.pods.socket(&id)).await;
-    let Some(state) = record.state else {
-        tracing::info!(pod = %id, "taking back a pod whose run was not finished");
-        node.pods.take_back_intent(&id, connected.ok().map(|(monitor, _)| monitor)).await;
-        return;
-    };
-    let (monitor, status) = match connected {
-        Ok((monitor, status)) => (Some(monitor), status),
+    let connected = match find_monitor(&node.pods.socket(&id)).await {
+        Ok(connected) => connected,
         Err(error) => {
-            if state.is_ready() {
-                tracing::error!(pod = %id, error = %chain(&error), "the monitor of a pod is gone; ending the pod");
-            }
-            (None, Status::default())
+            // It may well run; ending its pod would be worse than not serving it.
+            tracing::error!(pod = %id, error = %chain(&error), "a monitor does not answer; its pod is left alone");
+            return false;
         }
     };
+    if record.state.is_none() {
+        tracing::info!(pod = %id, "taking back a pod whose run was not finished");
+        node.pods.take_back_intent(&id, connected.map(|(monitor, _)| monitor)).await;
+        return true;
+    }
+    let (monitor, status) =
+        connected.map_or((None, Status::default()), |(monitor, status)| (Some(monitor), status));
     let pod = match node.pods.adopt(record, monitor.clone()) {
         Ok(pod) => pod,
         Err(error) => {
             tracing::error!(pod = %id, error = %chain(&error), "a pod cannot be taken up; its record is kept");
-            return;
+            return false;
         }
     };
     let known: HashSet<_> = containers.iter().map(|record| record.saved.id.to_string()).collect();
@@ -86,12 +107,76 @@ async fn recover_pod(node: &Node, record: PodRecord, containers: Vec<ContainerRe
         Some(monitor) => {
             for stray in status.containers.iter().filter(|container| !known.contains(&container.id)) {
                 tracing::info!(pod = %id, container = %stray.id, "deleting a container without a record");
-                monitor.delete(&stray.id).await.ok();
+                delete_unfinished(&monitor, &stray.id).await;
+            }
+            for exec in &status.execs {
+                // Who asked for it lost its answer with the earlier daemon.
+                monitor.exec_kill(exec).await.ok();
             }
             node.pods.watch(&pod, &monitor);
         }
-        None if state.is_ready() => node.pods.lose_containers(&pod, "the monitor of the pod was gone").await,
-        None => {}
+        None => node.pods.lose_containers(&pod, "the monitor of the pod was gone").await,
+    }
+    true
+}
+
+/// The monitor behind a socket; `None` if there is none any more.
+async fn find_monitor(socket: &Path) -> Result<Option<(Monitor, Status)>, MonitorError> {
+    let mut tries = 0;
+    loop {
+        let error = match Monitor::connect(socket).await {
+            Ok(connected) => return Ok(Some(connected)),
+            Err(MonitorError::Gone) => return Ok(None),
+            Err(MonitorError::Connect { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => error,
+        };
+        tries += 1;
+        if tries == MONITOR_TRIES {
+            return Err(error);
+        }
+        tokio::time::sleep(MONITOR_AGAIN).await;
+    }
+}
+
+/// Deletes a container whose creation was not finished, once the monitor has finished with it.
+async fn delete_unfinished(monitor: &Monitor, id: &str) {
+    for _ in 0..UNFINISHED_TRIES {
+        let Ok(status) = monitor.status().await else { return };
+        let creating = |seen: &ContainerStatus| seen.id == id && seen.state == ContainerState::Creating;
+        if !status.containers.iter().any(creating) {
+            break;
+        }
+        tokio::time::sleep(UNFINISHED_AGAIN).await;
+    }
+    if let Err(error) = monitor.delete(id).await
+        && !matches!(error, MonitorError::NoSuchContainer { .. } | MonitorError::Gone)
+    {
+        tracing::warn!(container = id, error = %chain(&error), "cannot delete an unfinished container");
+    }
+}
+
+/// Says in the background what adopted pods' networks have lost. Host port rules that are missing are put back.
+fn check_networks(node: &Node) {
+    let pods = node.pods.clone();
+    tokio::spawn(async move {
+        for pod in pods.list() {
+            let live = pod.live();
+            let (Some(link), Some(monitor)) = (live.link, live.monitor) else { continue };
+            let netns = PathBuf::from(format!("/proc/{}/ns/net", monitor.pid()));
+            if let Err(error) = pods.network().check(pod.id(), &link, &netns).await {
+                tracing::warn!(pod = %pod.id(), error = %chain(&error), "the network of a pod is damaged; run the pod anew");
+            }
+        }
+    });
+}
+
+async fn take_back(node: &Node, record: &ContainerRecord) {
+    if let Err(error) = node.pods.containers().take_back(&record.saved).await {
+        tracing::error!(container = %record.saved.id, error = %chain(&error), "cannot take back a container");
     }
 }
 
@@ -101,9 +186,9 @@ async fn recover_container(node: &Node, pod: &Arc<Pod>, mut record: ContainerRec
     let Some(state) = record.state.clone() else {
         tracing::info!(container = %id, "taking back a container whose creation was not finished");
         if let Some(monitor) = pod.live().monitor {
-            monitor.delete(id.as_str()).await.ok();
+            delete_unfinished(&monitor, id.as_str()).await;
         }
-        containers.take_back(&record.saved).await;
+        take_back(node, &record).await;
         return;
     };
     let seen = status.containers.iter().find(|container| container.id == id.as_str());
@@ -132,11 +217,10 @@ async fn recover_container(node: &Node, pod: &Arc<Pod>, mut record: ContainerRec
             containers.on_exit(&container, ended).await;
         }
     }
-    debug_assert!(!matches!(state, State::Exited(_)), "exited containers were returned above");
 }
 
 /// Removes what no record speaks of: half-made pods of before a reboot, their network, layers and directories.
-async fn collect_leftovers(node: &Node, _recorded: &HashSet<crate::id::PodId>) {
+async fn collect_leftovers(node: &Node) {
     let pods = node.pods.list();
     let attached: Vec<_> = pods.iter().map(|pod| (pod.id().clone(), pod.live().link)).collect();
     for error in node.pods.network().gc(&attached).await.failures {
@@ -150,23 +234,25 @@ async fn collect_leftovers(node: &Node, _recorded: &HashSet<crate::id::PodId>) {
     let pods: HashSet<String> = pods.iter().map(|pod| pod.id().to_string()).collect();
     let containers: HashSet<String> = node.pods.containers().ids().iter().map(ToString::to_string).collect();
     blocking(move || {
-        remove_unknown(&run.join("pods"), &pods, "shm");
-        remove_unknown(&run.join("containers"), &containers, "rootfs");
+        remove_unknown(&run.join("pods"), &pods, |path| {
+            // Mounted here only for foreign runtimes.
+            rustix::mount::unmount(path.join("shm"), rustix::mount::UnmountFlags::DETACH).ok();
+            std::fs::remove_dir_all(path)
+        });
+        remove_unknown(&run.join("containers"), &containers, remove_bundle);
     })
     .await;
 }
 
-/// Removes the directories below `parent` that are not in `known`, unmounting `mount` in each first.
-fn remove_unknown(parent: &Path, known: &HashSet<String>, mount: &str) {
+/// Removes the directories below `parent` that are not in `known`.
+fn remove_unknown(parent: &Path, known: &HashSet<String>, remove: impl Fn(&Path) -> io::Result<()>) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         if known.contains(&*entry.file_name().to_string_lossy()) {
             continue;
         }
-        let path: PathBuf = entry.path();
-        rustix::mount::unmount(path.join(mount), rustix::mount::UnmountFlags::DETACH).ok();
-        if let Err(error) = std::fs::remove_dir_all(&path) {
-            tracing::warn!(path = %path.display(), error = %error, "cannot remove a leftover");
+        if let Err(error) = remove(&entry.path()) {
+            tracing::warn!(path = %entry.path().display(), error = %error, "cannot remove a leftover");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -87,12 +88,8 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     }
     let locks = [lock(&root)?, lock(&run)?];
     let store = {
-        let (path, limits) = (
-            root.clone(),
-            Limits { plain_bytes_max: config.images.max_unpacked_size.0, ..Limits::default() },
-        );
-        blocking(move || Store::open_with(&path, limits).map_err(|source| SetupError::Store { path, source }))
-            .await?
+        let config = config.clone();
+        blocking(move || open_store(&config)).await?
     };
     let records = {
         let path = run.join("records");
@@ -117,7 +114,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         subnets: config.network.subnets.clone(),
         mtu: (config.network.mtu != 0).then_some(config.network.mtu),
         state_dir: run.join("network"),
-        ..NetworkConfig::default()
+        teardown_timeout: config.network.cni_timeout,
     })
     .map_err(SetupError::Network)?;
     let puller = Puller::new(
@@ -127,6 +124,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             auth_files: config.images.auth_files.clone(),
             parallel_layers: config.images.parallel_layers as usize,
             stall_timeout: config.images.stall_timeout,
+            pinned: config.images.pinned.clone(),
             ..PullConfig::default()
         },
     );
@@ -140,8 +138,10 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             host: container::bundle::Host::detect(
                 config.runtime.seccomp_root.clone(),
                 (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
+                rlimits(&config),
             ),
             runtime_timeout: config.runtime.create_timeout,
+            kill_timeout: config.runtime.kill_timeout,
         },
     );
     let pods = Pods::new(
@@ -156,6 +156,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             default_handler: config.runtime.default_handler.clone(),
             small_mounts: Some(Arc::new(small_mounts)),
             shm_size: config.runtime.shm_size,
+            monitor_oom_score_adj: config.runtime.monitor_oom_score_adj,
         },
     );
     Ok(Node {
@@ -168,6 +169,23 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         bus,
         _locks: locks,
     })
+}
+
+/// Opens the image store of a configuration, and nothing else. Blocking.
+pub(super) fn open_store(config: &Config) -> Result<Store, SetupError> {
+    let path = config.server.root.clone();
+    let limits = Limits { plain_bytes_max: config.images.max_unpacked_size.0 };
+    let store =
+        Store::open_with(&path, limits).map_err(|source| SetupError::Store { path: path.clone(), source })?;
+    for name in &config.images.pinned {
+        let pinned = match store.find(name) {
+            Ok(Some(image)) => store.set_pinned(&image.id, true).map(drop),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        pinned.map_err(|source| SetupError::Store { path: path.clone(), source })?;
+    }
+    Ok(store)
 }
 
 impl Node {
@@ -186,6 +204,20 @@ impl Node {
             bus: self.bus.clone(),
         }
     }
+}
+
+/// `runtime.default_ulimits` as the OCI has it.
+fn rlimits(config: &Config) -> Vec<PosixRlimit> {
+    let limit = |limit: &config::Ulimit| {
+        let kind: PosixRlimitType = limit.kind.parse().expect("the configuration knows only the OCI's kinds");
+        PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(limit.soft)
+            .hard(limit.hard)
+            .build()
+            .expect("all fields are set")
+    };
+    config.runtime.default_ulimits.iter().map(limit).collect()
 }
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::unpack::{self, Compression, Expectation, UnpackError, open_directory, remove_tree};
+use super::unpack::{self, Expectation, UnpackError, open_directory, remove_tree};
 use super::{Inner, Store, StoreError, random_name};
 use crate::id::Digest;
 use crate::records::Change;
@@ -48,8 +48,6 @@ pub(crate) struct LayerExpectation {
     pub(crate) blob_digest: Digest,
     pub(crate) blob_size: u64,
     pub(crate) diff_id: Digest,
-    /// From the media type. Only a hint: what the stream's first bytes say counts, and the diff id proves it.
-    pub(crate) compression: Compression,
 }
 
 /// A layer that is unpacked, and stays so while this value lives. Dropping it removes nothing; [`Store::gc`] does.
@@ -81,6 +79,7 @@ impl Drop for Layer {
 }
 
 impl Store {
+    #[cfg(test)]
     /// Whether the layer is unpacked. It may be collected a moment later; [`Store::lease_layer`] prevents that.
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
         self.inner.state().layers.contains_key(diff_id)

@@ -61,14 +61,15 @@ use oci_spec::image::ImageConfiguration;
 
 use self::index::Index;
 pub(crate) use self::index::{
-    DOCUMENT_BYTES_MAX, DocumentError, FindError, Image, ImageUser, LAYERS_MAX, check_manifest,
+    DOCUMENT_BYTES_MAX, DocumentError, FindError, Image, ImageUser, check_manifest,
 };
 pub(crate) use self::layers::{Layer, LayerExpectation};
 use self::layers::{LayerRecord, LayerState};
 pub(crate) use self::load::LoadError;
 pub(crate) use self::rootfs::{Rootfs, RootfsError, RootfsOptions};
-pub(crate) use self::unpack::{Compression, EntryError, Limits, UnpackError};
+pub(crate) use self::unpack::{Limits, UnpackError};
 pub(crate) use self::usage::FsUsage;
+#[cfg(test)]
 pub(crate) use self::verify::{Finding, Verified};
 use crate::id::{ContainerId, Digest};
 use crate::records::{Change, Records, RecordsError, Tree};
@@ -161,6 +162,7 @@ struct State {
 }
 
 impl Store {
+    #[cfg(test)]
     /// Opens or creates the store in `root`, removes what interrupted work left, and loads its records. Blocking.
     ///
     /// # Errors

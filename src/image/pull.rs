@@ -28,10 +28,10 @@ use tracing::Instrument;
 
 use super::reference::Reference;
 use super::registry::auth::Auth;
-use super::registry::manifest::{self, LayerCompression, LayerDescriptor};
+use super::registry::manifest::{self, LayerDescriptor};
 use super::registry::platform::Platform;
 use super::registry::{Limits, RegistryConfig, RegistryError, Session};
-use super::{Compression, Image, Layer, LayerExpectation, NewImage, Store, StoreError, UnpackError};
+use super::{Image, Layer, LayerExpectation, NewImage, Store, StoreError, UnpackError};
 use crate::id::Digest;
 use crate::units;
 
@@ -53,6 +53,8 @@ pub(crate) struct PullConfig {
     pub(crate) stall_timeout: Duration,
     /// Most compressed bytes of one image. Unpacked sizes are the store's to bound.
     pub(crate) max_image_bytes: units::Bytes,
+    /// Names of images that garbage collection must leave alone.
+    pub(crate) pinned: Vec<String>,
     /// Tries per request, and the first wait between two.
     pub(crate) attempts: u32,
     pub(crate) backoff: Duration,
@@ -64,6 +66,7 @@ impl Default for PullConfig {
         Self {
             certs_dirs: Vec::new(),
             auth_files: Vec::new(),
+            pinned: Vec::new(),
             token_realms: Vec::new(),
             // containerd's max_concurrent_downloads: enough to fill a link, few enough to be polite.
             parallel_layers: 3,
@@ -409,7 +412,15 @@ impl Inner {
             repo_digests: vec![reference.with_digest(&plan.top_digest).to_string()],
         };
         let store = self.store.clone();
-        let put = tokio::task::spawn_blocking(move || store.put_image(new)).await;
+        let pinned = self.is_pinned(reference);
+        let put = tokio::task::spawn_blocking(move || {
+            let image = store.put_image(new)?;
+            if pinned {
+                store.set_pinned(&image.id, true)?;
+            }
+            Ok(image)
+        })
+        .await;
         match put {
             Ok(Ok(image)) => Ok(image),
             Ok(Err(source)) => {
@@ -419,6 +430,12 @@ impl Inner {
                 Err(PullError::Internal { reference: reference.clone(), message: panic.to_string() })
             }
         }
+    }
+
+    /// Whether the configuration names this image, in full or as people write it.
+    fn is_pinned(&self, reference: &Reference) -> bool {
+        let names = [reference.to_string(), reference.familiar()];
+        self.config.pinned.iter().any(|pinned| names.contains(pinned))
     }
 
     /// Everything that must be known, and was verified, before the first layer moves.
@@ -543,11 +560,6 @@ impl LayerJob {
                 blob_digest: self.layer.digest.clone(),
                 blob_size: self.layer.size,
                 diff_id: self.diff_id.clone(),
-                compression: match self.layer.compression {
-                    LayerCompression::None => Compression::None,
-                    LayerCompression::Gzip => Compression::Gzip,
-                    LayerCompression::Zstd => Compression::Zstd,
-                },
             };
             tokio::task::spawn_blocking(move || {
                 let reader = ChannelReader { receiver, current: Bytes::new(), ended: false };

@@ -52,29 +52,21 @@ pub(super) fn round_up(bytes: u64) -> u64 {
 }
 
 impl Store {
-    /// What images take: unpacked layers, manifests and configs. Does not touch the disk.
+    /// What the store takes: unpacked layers, manifests and configs, and the writable layers of containers as far as
+    /// they were asked for. Does not touch the disk.
     pub(crate) fn usage(&self) -> FsUsage {
         let state = self.inner.state();
         let layers = state.layers.values();
         let (bytes, inodes) = layers.fold((state.blob_bytes, state.blob_files), |(bytes, inodes), layer| {
             (bytes + layer.disk_bytes.0, inodes + layer.inodes)
         });
+        let writable = self.inner.writable.lock();
+        let (bytes, inodes) = writable
+            .values()
+            .fold((bytes, inodes), |(bytes, inodes), (_, more, files)| (bytes + more.0, inodes + files));
         FsUsage {
             timestamp: UnixNanos::now(),
-            mountpoint: self.inner.root.join("layers"),
-            used_bytes: Bytes(bytes),
-            inodes_used: inodes,
-        }
-    }
-
-    /// What the writable layers of containers take, as far as they were asked for. Does not touch the disk.
-    pub(crate) fn container_usage(&self) -> FsUsage {
-        let cache = self.inner.writable.lock();
-        let (bytes, inodes) =
-            cache.values().fold((0, 0), |(bytes, inodes), (_, more, files)| (bytes + more.0, inodes + files));
-        FsUsage {
-            timestamp: UnixNanos::now(),
-            mountpoint: self.inner.root.join("containers"),
+            mountpoint: self.inner.root.clone(),
             used_bytes: Bytes(bytes),
             inodes_used: inodes,
         }

@@ -16,13 +16,13 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::wire::{
-    self, ContainerState, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request,
-    Runtime, ToMonitor, WireError,
+    self, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request, Runtime, ToMonitor,
+    WireError,
 };
 use crate::sys::{signal, socket};
 use crate::units::Bytes;
 
-pub(crate) use super::wire::{ContainerStatus, Event, Status};
+pub(crate) use super::wire::{ContainerState, ContainerStatus, Event, Status};
 
 /// Events kept for a listener that is not there yet, as during recovery.
 const EVENTS_MAX: usize = 256;
@@ -38,6 +38,12 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(10);
 
 /// How long the OCI runtime may take for start, kill, delete, pause, resume, update and the start of an exec.
 const RUNTIME_WAIT: Duration = Duration::from_secs(60);
+
+/// Watches a descriptor. Needs a tokio runtime.
+#[expect(deprecated, reason = "`new` is unsound for types that lie about their descriptor; OwnedFd does not")]
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
 
 /// Why a monitor did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +181,7 @@ impl Monitor {
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let inner = Arc::new(Inner {
             process: OnceLock::new(),
-            socket: AsyncFd::new(socket).map_err(local("watch the socket"))?,
+            socket: watched(socket).map_err(local("watch the socket"))?,
             sending: tokio::sync::Mutex::default(),
             next_id: AtomicU64::new(1),
             waiting: Mutex::default(),
@@ -197,7 +203,7 @@ impl Monitor {
             Err(error) => return Err(local(error.into())),
         };
         // Whoever came first knows the same.
-        inner.process.set(Process { pid, pidfd: AsyncFd::new(pidfd).map_err(local)? }).ok();
+        inner.process.set(Process { pid, pidfd: watched(pidfd).map_err(local)? }).ok();
         Ok(())
     }
 
@@ -337,7 +343,7 @@ impl Monitor {
         let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
         let out = pipe::Receiver::from_owned_fd(out_read).map_err(local)?;
         let err = pipe::Receiver::from_owned_fd(err_read).map_err(local)?;
-        let exec = format!("{}", crate::id::ContainerId::random().short());
+        let exec = crate::id::ContainerId::random().short().to_string();
         let (sender, ended) = oneshot::channel();
         {
             let mut waiting = lock(&inner.waiting);
@@ -375,6 +381,11 @@ impl Monitor {
         let (end, (stdout, stderr)) = tokio::join!(run, outputs);
         let ExecEnd { code, timed_out } = end?;
         Ok(ExecOutput { stdout, stderr, exit_code: code, timed_out })
+    }
+
+    /// Kills every process of an exec; one that has ended is fine.
+    pub(crate) async fn exec_kill(&self, exec: &str) -> Result<(), MonitorError> {
+        self.done("kill the exec", "", Request::ExecKill { exec: exec.to_owned() }, &[]).await
     }
 
     async fn done(
@@ -529,13 +540,18 @@ fn close(inner: &Inner) {
 
 /// Takes an exec that nobody waits for any more out of the list.
 struct ForgetExec<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     exec: &'a str,
 }
 
 impl Drop for ForgetExec<'_> {
     fn drop(&mut self) {
-        lock(&self.inner.waiting).execs.remove(self.exec);
+        let unfinished = lock(&self.inner.waiting).execs.remove(self.exec).is_some();
+        if unfinished {
+            // The caller has gone away, and nobody else will ever read what the command says.
+            let (monitor, exec) = (Monitor(Some(Arc::clone(self.inner))), self.exec.to_owned());
+            tokio::spawn(async move { monitor.exec_kill(&exec).await.ok() });
+        }
     }
 }
 

@@ -360,7 +360,21 @@ impl Supervisor {
         const SIGKILL: i32 = 9;
         let container = self.find(id)?;
         if container.state == ContainerState::Exited {
-            return Ok(Some(Reply::Done));
+            if !all {
+                return Ok(Some(Reply::Done));
+            }
+            // Where the first process was not PID 1, others of the container may have outlived it.
+            let call = Call {
+                stage: "kill",
+                args: vec!["--all".into(), id.into(), number.to_string().into()],
+                timeout_ms,
+                reply: Some(to),
+                then: Then::Nothing { file: None },
+                stdio: None,
+                keep: &[],
+            };
+            self.call(id, call)?;
+            return Ok(None);
         }
         let (Some(pid), Some(process)) = (container.pid, &container.process) else {
             return Err(Failure::WrongState { state: container.state });
@@ -656,9 +670,8 @@ fn message(log: &Path, stderr: &[u8], end: End) -> String {
     }
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(16 * MESSAGE_MAX)..]).into_owned();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    let logged =
-        lines.filter(|line| line.level == "error" || line.level == "fatal").last().map(|line| line.msg);
+    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    let logged = lines.rfind(|line| line.level == "error" || line.level == "fatal").map(|line| line.msg);
     let said = String::from_utf8_lossy(stderr).trim().to_owned();
     let mut message = match (logged, said.is_empty()) {
         (Some(logged), _) => logged,

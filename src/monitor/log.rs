@@ -185,7 +185,8 @@ mod tests {
     fn lines_are_cut_at_newlines_at_16_kib_and_at_the_end() {
         let full = vec![b'x'; LINE_MAX];
         let with = |tail: &[u8]| [&full[..], tail].concat();
-        let cases: Vec<(Vec<&[u8]>, Vec<(u8, &[u8])>)> = vec![
+        type Case<'a> = (Vec<&'a [u8]>, Vec<(u8, &'a [u8])>);
+        let cases: Vec<Case<'_>> = vec![
             (vec![b"a\n"], vec![(b'F', b"a")]),
             (vec![b"a", b"b\nc\n"], vec![(b'F', b"ab"), (b'F', b"c")]),
             (vec![b"\n\n"], vec![(b'F', b""), (b'F', b"")]),

@@ -104,6 +104,7 @@ impl Fixture {
         Self::greet(|hello| hello.namespaces = namespaces).expect("the monitor is ready")
     }
 
+    #[expect(clippy::result_large_err, reason = "a few calls of a test")]
     fn greet(change: impl FnOnce(&mut Hello)) -> Result<Self, Reply> {
         let dir = tempfile::tempdir().expect("a scratch directory");
         fs::create_dir(dir.path().join("state")).expect("a directory");

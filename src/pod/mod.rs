@@ -29,7 +29,7 @@ mod update;
 mod view;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,6 +118,10 @@ pub(crate) enum PodError {
          remove it first"
     )]
     Exists { namespace: String, name: String, uid: String, attempt: u32, existing: PodId },
+    #[error(
+        "pod {namespace}/{name} (uid {uid}, attempt {attempt}) is being run with other settings; wait for it"
+    )]
+    Busy { namespace: String, name: String, uid: String, attempt: u32 },
     #[error("no runtime handler {wanted:?}; configured are {known}")]
     NoHandler { wanted: String, known: String },
     #[error(
@@ -200,12 +204,16 @@ pub(crate) struct Settings {
     /// table of its monitor, and a busy host's has thousands of entries.
     pub small_mounts: Option<Arc<OwnedFd>>,
     pub shm_size: crate::units::Bytes,
+    /// So that the kernel kills a container before its monitor.
+    pub monitor_oom_score_adj: i32,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     by_id: HashMap<PodId, Arc<Pod>>,
     by_identity: HashMap<PodIdentity, PodId>,
+    /// Pods that are being made.
+    making: HashSet<PodIdentity>,
 }
 
 impl Pods {

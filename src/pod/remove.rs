@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 
+use super::state::{Admission, Request};
 use super::{PodError, Pods};
 use crate::events::EventKind;
 use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
@@ -24,7 +25,10 @@ impl Pods {
             if this.find(pod.id().as_str()).is_err() {
                 return Ok(());
             }
-            this.stop_pod(&pod).await?;
+            let denied = |denied| PodError::Denied { verb: "remove", id: pod.id().clone(), denied };
+            if pod.live().state.admit(Request::Remove).map_err(denied)? == Admission::StopFirst {
+                this.stop_pod(&pod).await?;
+            }
             let containers = this.0.containers.of_pod(pod.id());
             let removed = join_all(containers.iter().map(|c| this.0.containers.remove_container(c))).await;
             removed.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -46,7 +50,12 @@ impl Pods {
 /// Removes the pod's own cgroup, with what is left below it; one that was never made is fine.
 fn remove_cgroup(path: &CgroupPath) -> Result<(), CgroupError> {
     match Cgroup::open(&Hierarchy::of_host()?, path) {
-        Ok(cgroup) => cgroup.remove(),
+        Ok(cgroup) => {
+            cgroup.remove()?;
+            // The folder of all such cgroups, when this was the last.
+            cgroup.remove_empty_parents();
+            Ok(())
+        }
         Err(CgroupError::Missing { .. }) => Ok(()),
         Err(error) => Err(error),
     }

@@ -28,6 +28,24 @@ pub(crate) struct Key {
     request: String,
 }
 
+/// The answer to a wish for an identity.
+enum Reserved {
+    Existing(PodId),
+    New(Making),
+}
+
+/// An identity that is kept until this is dropped; by then the pod has it, or nobody.
+struct Making {
+    all: Pods,
+    identity: PodIdentity,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.all.table().making.remove(&self.identity);
+    }
+}
+
 impl Pods {
     /// Runs a pod. A repeat of the same call gets the same id.
     ///
@@ -42,25 +60,31 @@ impl Pods {
     }
 
     async fn run_once(&self, spec: Arc<PodSpec>) -> Result<PodId, PodError> {
-        if let Some(id) = self.already_running(&spec)? {
-            return Ok(id);
-        }
+        let _making = match self.reserve(&spec)? {
+            Reserved::Existing(id) => return Ok(id),
+            Reserved::New(making) => making,
+        };
         let intended = Intended::new(self, spec).await?;
         let monitored = intended.start_monitor().await?;
         let networked = monitored.attach_network().await?;
         networked.publish().await
     }
 
-    /// The pod that an earlier, equal call made and that is still Ready.
-    fn already_running(&self, spec: &PodSpec) -> Result<Option<PodId>, PodError> {
-        let table = self.table();
-        let Some(id) = table.by_identity.get(&spec.identity) else { return Ok(None) };
-        let existing = &table.by_id[id];
-        if **existing.spec() == *spec && existing.live().state.is_ready() {
-            return Ok(Some(id.clone()));
-        }
+    /// Keeps the identity for this run, or finds the pod that an earlier, equal call made and that is still Ready.
+    fn reserve(&self, spec: &PodSpec) -> Result<Reserved, PodError> {
+        let mut table = self.table();
         let PodIdentity { name, uid, namespace, attempt } = spec.identity.clone();
-        Err(PodError::Exists { name, uid, namespace, attempt, existing: id.clone() })
+        if let Some(id) = table.by_identity.get(&spec.identity) {
+            let existing = &table.by_id[id];
+            if **existing.spec() == *spec && existing.live().state.is_ready() {
+                return Ok(Reserved::Existing(id.clone()));
+            }
+            return Err(PodError::Exists { name, uid, namespace, attempt, existing: id.clone() });
+        }
+        if !table.making.insert(spec.identity.clone()) {
+            return Err(PodError::Busy { name, uid, namespace, attempt });
+        }
+        Ok(Reserved::New(Making { all: self.clone(), identity: spec.identity.clone() }))
     }
 
     /// Removes the pod's files and record; what is missing is skipped. If a file cannot be removed the record stays,
@@ -126,6 +150,7 @@ impl Intended {
         };
         match spawn::spawn(request).await {
             Ok((monitor, ready)) => {
+                protect(&monitor, settings.monitor_oom_score_adj);
                 Ok(Monitored { place: self.place(&dir, &ready), intended: self, monitor, ready })
             }
             Err(source) => {
@@ -143,7 +168,7 @@ impl Intended {
             name: spec.identity.name.clone(),
             namespace: spec.identity.namespace.clone(),
             uid: spec.identity.uid.clone(),
-            hostname: spec.hostname.clone(),
+            hostname: hostname(spec),
             namespaces: spec.namespaces().clone(),
             network_ns: ready.net.clone(),
             ipc_ns: ready.ipc.clone(),
@@ -250,6 +275,18 @@ impl Networked {
     }
 }
 
+/// Sets a monitor's place in the order in which the kernel kills for memory. Where that takes a privilege which this
+/// daemon lacks (CAP_SYS_RESOURCE, proc_pid_oom_score_adj(5)) the monitor keeps the daemon's, and it is said once.
+fn protect(monitor: &Monitor, oom_score_adj: i32) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    let path = format!("/proc/{}/oom_score_adj", monitor.pid());
+    if let Err(error) = std::fs::write(&path, oom_score_adj.to_string()) {
+        SAID.call_once(|| {
+            tracing::warn!(oom_score_adj, error = %error, "cannot protect monitors from the kernel's OOM killer");
+        });
+    }
+}
+
 fn user_mappings(namespace: &UserNamespace) -> UserMappings {
     let maps = |all: &[IdMapping]| {
         all.iter().map(|m| IdMap { container: m.container, host: m.host, length: m.length }).collect()
@@ -270,12 +307,16 @@ fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
     let text = resolv::text(spec.dns.as_ref(), spec.namespaces().network == NamespaceMode::Node)
         .map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
     std::fs::write(&resolv_conf, text).map_err(|e| file("write", &resolv_conf, e))?;
-    let hostname = dir.join("hostname");
-    let name = match spec.hostname.as_str() {
+    let path = dir.join("hostname");
+    std::fs::write(&path, format!("{}\n", hostname(spec))).map_err(|e| file("write", &path, e))
+}
+
+/// The pod's name for itself; without one, as in the host's network, the node's.
+fn hostname(spec: &PodSpec) -> String {
+    match spec.hostname.as_str() {
         "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
         name => name.to_owned(),
-    };
-    std::fs::write(&hostname, format!("{name}\n")).map_err(|e| file("write", &hostname, e))
+    }
 }
 
 fn remove_pod_files(dir: &Path, socket: &Path) -> Result<(), PodError> {

@@ -11,7 +11,7 @@ use crate::container::spec::{Namespaces, Resources, Security};
 /// A pod, as asked for.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct PodSpec {
+pub(crate) struct PodSpec {
     pub identity: PodIdentity,
     /// The RuntimeClass handler; empty is the configured default.
     pub handler: String,
@@ -32,14 +32,14 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    pub fn namespaces(&self) -> &Namespaces {
+    pub(crate) fn namespaces(&self) -> &Namespaces {
         &self.security.namespaces
     }
 }
 
 /// CRI's PodSandboxMetadata: at most one pod with the same four values exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub struct PodIdentity {
+pub(crate) struct PodIdentity {
     pub name: String,
     pub uid: String,
     pub namespace: String,
@@ -47,7 +47,7 @@ pub struct PodIdentity {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct DnsConfig {
+pub(crate) struct DnsConfig {
     pub servers: Vec<String>,
     pub searches: Vec<String>,
     pub options: Vec<String>,
@@ -55,7 +55,7 @@ pub struct DnsConfig {
 
 /// A port of the host that leads to a port of the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortMapping {
+pub(crate) struct PortMapping {
     pub protocol: Protocol,
     pub container_port: u16,
     /// 0 asks for no host port.
@@ -65,7 +65,7 @@ pub struct PortMapping {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     Tcp,
     Udp,
     Sctp,

@@ -82,7 +82,12 @@ impl Pods {
         if tokio::time::timeout(MONITOR_END, monitor.closed()).await.is_err() {
             tracing::warn!(monitor = monitor.pid(), "killing a monitor that did not end");
             monitor.kill_process();
-            monitor.closed().await;
+            if tokio::time::timeout(MONITOR_END, monitor.closed()).await.is_err() {
+                tracing::error!(
+                    monitor = monitor.pid(),
+                    "a monitor survives SIGKILL; it hangs in the kernel"
+                );
+            }
         }
     }
 }

@@ -19,6 +19,9 @@ impl Pods {
         resources: Option<Resources>,
     ) -> Result<(), PodError> {
         let pod = self.find(prefix)?;
+        let _verb = pod.verb.lock().await;
+        // A removal may have come between.
+        self.find(pod.id().as_str())?;
         let denied = |denied| PodError::Denied { verb: "update", id: pod.id().clone(), denied };
         pod.live().state.admit(Request::Update).map_err(denied)?;
         let Some(change) = resources else { return Ok(()) };

@@ -18,8 +18,8 @@ impl Pods {
             while let Some(event) = events.recv().await {
                 match event {
                     Event::ContainerExited { id, code, oom_killed, finished_at, .. } => {
-                        let Ok(container) = this.0.containers.find(&id) else { continue };
                         let ended = Ended::Process { code, oom_killed, at: UnixNanos(finished_at) };
+                        let Some(container) = this.0.containers.find_or_note(&id, &ended) else { continue };
                         // Not awaited: a start that is in flight holds this back, and other containers must not wait.
                         let containers = this.0.containers.clone();
                         tokio::spawn(async move { containers.on_exit(&container, ended).await });
@@ -35,28 +35,39 @@ impl Pods {
     /// After a stop this is the expected end. Otherwise the monitor was killed: nobody reaps, logs or knows exit codes
     /// any more, so what runs is ended and the pod is no longer Ready.
     async fn on_monitor_end(&self, pod: &Arc<Pod>) {
-        {
+        let was_ready = {
             let mut live = pod.lock();
-            if !live.state.is_ready() {
-                return;
+            let was_ready = live.state.is_ready();
+            if was_ready {
+                live.state = State::Stopping;
             }
-            live.state = State::Stopping;
             live.monitor = None;
+            was_ready
+        };
+        let left =
+            self.0.containers.of_pod(pod.id()).iter().any(|container| !container.live().state.is_exited());
+        if !was_ready && !left {
+            return;
         }
         tracing::error!(pod = %pod.id(), "the monitor of a pod has gone; ending the pod");
         self.lose_containers(pod, "the monitor of the pod was killed").await;
+        if !was_ready {
+            return;
+        }
+        let _verb = pod.verb.lock().await;
+        if self.find(pod.id().as_str()).is_err() {
+            return;
+        }
         if let Err(error) = self.save(pod).await {
-            tracing::error!(pod = %pod.id(), error = %error, "cannot save that a pod has ended");
+            tracing::error!(pod = %pod.id(), error = %crate::task::chain(&error), "cannot save that a pod has ended");
         }
         self.event(pod, EventKind::Stopped);
     }
 
     /// Ends containers that have no monitor: kills what is left in their cgroups, takes their runtime state back.
     pub(crate) async fn lose_containers(&self, pod: &Arc<Pod>, why: &str) {
-        for container in self.0.containers.of_pod(pod.id()) {
-            self.0.containers.reclaim_unmonitored(&container).await;
-            let ended = Ended::Lost { message: why.to_owned(), at: UnixNanos::now() };
-            self.0.containers.on_exit(&container, ended).await;
-        }
+        let containers = self.0.containers.of_pod(pod.id());
+        let running = containers.iter().filter(|container| !container.live().state.is_exited());
+        futures_util::future::join_all(running.map(|container| self.0.containers.lose(container, why))).await;
     }
 }

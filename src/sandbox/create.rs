@@ -400,12 +400,14 @@ fn stage_main(mut plan: Plan, new: Kinds, sync: End) -> ! {
     }
 }
 
+type LateMount = (OwnedFd, bool, Option<(Vec<IdMapping>, Vec<IdMapping>)>);
+
 /// Id mappings, which can be written only once the process exists.
 struct LateIds {
     uid_mappings: Vec<IdMapping>,
     gid_mappings: Vec<IdMapping>,
     /// Clones of mount descriptors: the mount, recursively or not, mappings of its own.
-    mounts: Vec<(OwnedFd, bool, Option<(Vec<IdMapping>, Vec<IdMapping>)>)>,
+    mounts: Vec<LateMount>,
     proc: Proc,
 }
 

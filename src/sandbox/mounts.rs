@@ -151,9 +151,12 @@ pub(super) struct Prepared {
     gid_mappings: Vec<IdMapping>,
 }
 
+/// The mount, whether all below it too, and the uid and gid mappings of its own.
+type IdMapped<'a> = (BorrowedFd<'a>, bool, Option<(&'a [IdMapping], &'a [IdMapping])>);
+
 impl Prepared {
     /// Whether ids are to be mapped, and whether with mappings of its own.
-    pub(super) fn id_map(&self) -> Option<(BorrowedFd<'_>, bool, Option<(&[IdMapping], &[IdMapping])>)> {
+    pub(super) fn id_map(&self) -> Option<IdMapped<'_>> {
         let own = (!self.uid_mappings.is_empty()).then_some((&self.uid_mappings[..], &self.gid_mappings[..]));
         let recursive = match (self.options.id_map, own) {
             (Some(recursive), _) => recursive,

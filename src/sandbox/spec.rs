@@ -730,7 +730,8 @@ mod tests {
     #[test]
     fn a_bad_field_is_named_with_its_value_and_limit() {
         assert_eq!(message(|_| {}), "valid");
-        let cases: [(&str, fn(&mut Value)); 12] = [
+        type Case = (&'static str, fn(&mut Value));
+        let cases: [Case; 12] = [
             ("ociVersion is \"0.9\", but this runtime reads versions 1.x", |v| {
                 v["ociVersion"] = json!("0.9")
             }),

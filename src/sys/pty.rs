@@ -22,7 +22,6 @@ pub(crate) struct Pty {
 /// Errors if `devpts` is another filesystem: a container could offer a look-alike. The slave is had from the master
 /// by `TIOCGPTPEER` (Linux 4.13), so no name in the container's /dev/pts is trusted.
 pub(crate) fn open(devpts: impl AsFd) -> io::Result<Pty> {
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
     if fstatfs(&devpts)?.f_type as i64 != DEVPTS_SUPER_MAGIC {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a devpts filesystem"));
     }

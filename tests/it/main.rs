@@ -6,7 +6,9 @@
 mod chaos;
 mod cli;
 mod fixture;
+mod images;
 mod pods;
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod sandbox;
 mod tidy;
 mod wire;

@@ -17,13 +17,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::{Capability, RootBuilder, Spec, SpecBuilder};
+use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder};
 
 use super::spec::{ContainerSpec, Namespaces};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
 
-pub(crate) use linux::{cgroups_path, check_sysctls, resources};
+#[cfg(test)]
+pub(crate) use linux::check_sysctls;
+pub(crate) use linux::{cgroups_path, resources};
 pub(crate) use process::{StopSignal, stop_signal};
 
 /// What a container takes from its pod.
@@ -70,11 +72,13 @@ pub(crate) struct Host {
     pub(crate) seccomp_root: PathBuf,
     /// For a container whose request names none; `None` is no limit.
     pub(crate) pids_limit: Option<i64>,
+    /// Of every container.
+    pub(crate) rlimits: Vec<PosixRlimit>,
 }
 
 impl Host {
     /// Looks at `/proc` and `/sys`. Blocking.
-    pub(crate) fn detect(seccomp_root: PathBuf, pids_limit: Option<i64>) -> Self {
+    pub(crate) fn detect(seccomp_root: PathBuf, pids_limit: Option<i64>, rlimits: Vec<PosixRlimit>) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let bounding = status
             .lines()
@@ -89,6 +93,7 @@ impl Host {
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             seccomp_root,
             pids_limit,
+            rlimits,
         }
     }
 }

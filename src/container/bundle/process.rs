@@ -175,13 +175,13 @@ pub(super) fn process(
         .cwd(cwd(input.spec, input.image))
         .capabilities(capabilities.to_oci()?)
         .no_new_privileges(security.no_new_privs);
-    if let Some(score) = input.spec.resources.oom_score_adj {
-        if !(-1000..=1000).contains(&score) {
-            let why = "-1000 to 1000 was expected";
-            return Err(BundleError::Resource { field: "oom_score_adj", value: score.to_string(), why });
-        }
-        builder = builder.oom_score_adj(score);
+    // Always said: the monitor, whose score it would inherit, is among the last that the kernel kills.
+    let score = input.spec.resources.oom_score_adj.unwrap_or(0);
+    if !(-1000..=1000).contains(&score) {
+        let why = "-1000 to 1000 was expected";
+        return Err(BundleError::Resource { field: "oom_score_adj", value: score.to_string(), why });
     }
+    builder = builder.oom_score_adj(score);
     if let Some(profile) = apparmor(security, input.host, warnings)? {
         builder = builder.apparmor_profile(profile);
     }
@@ -189,8 +189,8 @@ pub(super) fn process(
         builder = builder.selinux_label(label);
     }
     let mut process = builder.build()?;
-    // The builder's default is a limit on open files; a container inherits the daemon's instead.
-    process.set_rlimits(None);
+    // The builder's default is a limit on open files; what is not configured a container inherits from the daemon.
+    process.set_rlimits((!input.host.rlimits.is_empty()).then(|| input.host.rlimits.clone()));
     Ok(process)
 }
 

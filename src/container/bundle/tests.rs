@@ -37,6 +37,7 @@ impl Fixture {
             image: json!({}),
             namespaces: Namespaces::default(),
             host: Host {
+                rlimits: Vec::new(),
                 capabilities: process::capabilities_in(u64::MAX),
                 apparmor_profiles: None,
                 selinux: false,

@@ -290,7 +290,7 @@ mod tests {
         .unwrap();
         assert!(of_image.readonly);
         assert!(
-            matches!(of_image.source, MountSource::Image { sub_path: Some(path), .. } if path == PathBuf::from("a/b"))
+            matches!(of_image.source, MountSource::Image { sub_path: Some(path), .. } if path == std::path::Path::new("a/b"))
         );
         assert_eq!(
             mounted(|m| m.image = image()).unwrap_err(),

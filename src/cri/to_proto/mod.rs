@@ -151,7 +151,6 @@ pub(super) fn container_state(phase: Phase) -> v1::ContainerState {
         Phase::Created => v1::ContainerState::ContainerCreated,
         Phase::Running => v1::ContainerState::ContainerRunning,
         Phase::Exited => v1::ContainerState::ContainerExited,
-        Phase::Unknown => v1::ContainerState::ContainerUnknown,
     }
 }
 

@@ -138,9 +138,10 @@ tables! {
         root: Option<PathBuf> = "\"\"", "absolute path, or empty";
         /// Options put before the OCI runtime's subcommand, one per item.
         options: Vec<String> = "[]", "list of options";
-        /// Pod annotations that begin with one of these are passed to the OCI runtime; none by default, because
+        /// Pod annotations with these keys are passed to the OCI runtime, and those that begin with what stands
+        /// before a trailing *; none by default, because
         /// some runtimes obey annotations as root (CVE-2024-3154).
-        allowed_annotations: Vec<String> = "[]", "list of prefixes";
+        allowed_annotations: Vec<String> = "[]", "list of keys or prefixes with *";
         /// Pass --systemd-cgroup when the cgroup driver is systemd. For runtimes that do not know the option, set
         /// this to false.
         systemd_cgroup: bool = "true", "true or false";

@@ -534,7 +534,7 @@ impl Extensions {
             }
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
                 self.is_sparse = true;
-                let even = self.sparse_map.len() % 2 == 0;
+                let even = self.sparse_map.len().is_multiple_of(2);
                 if even != (key == b"GNU.sparse.offset") {
                     return Err(EntryError::Sparse("its offsets and sizes do not alternate"));
                 }

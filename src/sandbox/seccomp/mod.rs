@@ -112,6 +112,7 @@ impl Program {
         self.flags.new_listener
     }
 
+    #[cfg(test)]
     /// Instructions, at most [`bpf::SECCOMP_INSNS_MAX`].
     pub(crate) fn len(&self) -> usize {
         self.insns.len()

@@ -33,11 +33,10 @@ use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
+#[cfg(test)]
 pub(crate) use apply::Warning;
 pub(crate) use path::{CgroupPath, PathError};
-pub(crate) use stats::{
-    CpuStats, DeviceIo, MemoryStats, PidsStats, Pressure, PressureLine, Psi, Stats, host_psi,
-};
+pub(crate) use stats::{DeviceIo, PressureLine, Psi};
 
 /// What went wrong with a cgroup: the file, what was written, why.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +209,7 @@ impl Hierarchy {
         found
     }
 
+    #[cfg(feature = "daemon")]
     /// As [`Hierarchy::detect`], with an error that names what was read.
     pub(crate) fn of_host() -> Result<Self, CgroupError> {
         let read = |source| CgroupError::Read { path: "/proc/self/mountinfo".into(), source };
@@ -314,6 +314,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &CgroupPath {
         &self.path
     }
@@ -518,6 +519,7 @@ impl Cgroup {
         Ok(())
     }
 
+    #[cfg(feature = "daemon")]
     /// Removes those parents that hold nothing any more, nearest first. For parents that are ours alone.
     pub(crate) fn remove_empty_parents(&self) {
         let roots = self.hierarchy.v1.iter().map(|mount| mount.root.as_path());

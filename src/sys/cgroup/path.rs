@@ -74,6 +74,7 @@ impl CgroupPath {
         Self::new(&path)
     }
 
+    #[cfg(test)]
     /// A pod's cgroup from the kubelet's `cgroup_parent`: a path, or a slice by its name (or the path of nested ones).
     pub(crate) fn from_parent(parent: &str) -> Result<Self, PathError> {
         if parent.ends_with(".slice") {
@@ -104,6 +105,7 @@ impl CgroupPath {
         Ok(path)
     }
 
+    #[cfg(feature = "daemon")]
     /// From an OCI config's `linux.cgroupsPath`: `slice:prefix:name`, else a path.
     pub(crate) fn of_oci(text: &str) -> Result<Self, PathError> {
         match text.split(':').collect::<Vec<_>>()[..] {
@@ -115,11 +117,6 @@ impl CgroupPath {
     /// Without a leading slash.
     pub(crate) fn as_path(&self) -> &Path {
         &self.0
-    }
-
-    /// A cgroup below this one.
-    pub(crate) fn child(&self, name: &str) -> Result<Self, PathError> {
-        Self::new(&self.0.join(name.trim_start_matches('/')))
     }
 
     pub(super) fn under(&self, root: &Path) -> PathBuf {

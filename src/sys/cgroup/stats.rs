@@ -109,11 +109,6 @@ impl Pressure {
     }
 }
 
-/// The whole host's pressure, from `/proc/pressure`; `None` where the kernel keeps none.
-pub(crate) fn host_psi(resource: Pressure) -> Result<Option<Psi>, CgroupError> {
-    psi(&Path::new("/proc/pressure").join(resource.name()))
-}
-
 impl Cgroup {
     /// Reads everything; some fifteen small files.
     ///

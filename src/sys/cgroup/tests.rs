@@ -219,7 +219,7 @@ fn statistics_of_v2_are_read_in_the_units_of_v1() {
         (memory.swap_usage, memory.swap_limit, memory.oom_kills, memory.limit_hits),
         (Some(10), None, 3, 2)
     );
-    assert_eq!(stats.pids.unwrap(), PidsStats { current: 5, limit: None });
+    assert_eq!(stats.pids.unwrap(), super::stats::PidsStats { current: 5, limit: None });
     assert_eq!(stats.cpu_psi.unwrap().some.avg10_centipercent, 150);
     assert_eq!((stats.memory_psi, stats.io), (None, Vec::new()));
     assert_eq!(OomCounter::open(&hierarchy, &path).unwrap().unwrap().count().unwrap(), 3);

@@ -21,7 +21,6 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone)]
 struct Runtime {
     path: PathBuf,
-    ours: bool,
 }
 
 /// Ours always, runc where it is installed.
@@ -29,13 +28,18 @@ fn runtimes() -> Vec<Runtime> {
     let mut all = vec![ours()];
     let path = std::env::var_os("PATH").unwrap_or_default();
     if let Some(path) = std::env::split_paths(&path).map(|dir| dir.join("runc")).find(|path| path.exists()) {
-        all.push(Runtime { path, ours: false });
+        all.push(Runtime { path });
     }
     all
 }
 
 fn ours() -> Runtime {
-    Runtime { path: env!("CARGO_BIN_EXE_brig-sandbox").into(), ours: true }
+    // The Makefile names the installed form, built small and static; cargo alone uses its own.
+    let path = std::env::var_os("BRIG_TEST_BIN_DIR").map_or_else(
+        || env!("CARGO_BIN_EXE_brig-sandbox").into(),
+        |dir| PathBuf::from(dir).join("brig-sandbox"),
+    );
+    Runtime { path }
 }
 
 /// A bundle with a busybox rootfs and a state root of its own; containers in it are deleted with it.

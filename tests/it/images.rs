@@ -40,7 +40,7 @@ fn privileged_an_image_is_pulled_found_by_every_name_and_removed_by_one() {
     let id = pull(&node, &node.image, None).expect("the pull");
     let image = status(&node, &node.image).expect("the image");
     assert_eq!(image.id, id);
-    assert_eq!(image.repo_tags, [node.image.clone()]);
+    assert_eq!(image.repo_tags, std::slice::from_ref(&node.image));
     assert!(image.size > 1 << 19, "{}", image.size);
     let digest = image.repo_digests.first().expect("a digest").clone();
     for name in [id.as_str(), &id["sha256:".len()..][..12], digest.as_str()] {

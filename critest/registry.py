@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import shutil
+import struct
 import sys
 import tarfile
 import threading
@@ -24,6 +25,31 @@ MIRRORED = ["registry.k8s.io", "gcr.io", "k8s.gcr.io"]
 STAGING = "k8s-staging-cri-tools/"
 E2E = "e2e-test-images/"
 ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+
+# What the specs call and Debian's busybox-static is built without.
+SCRIPTS = {
+    "ipcs": "#!/bin/sh\ncat /proc/sysvipc/shm\n",
+    "pgrep": """#!/bin/sh
+for process in /proc/[0-9]*; do
+    read -r name 2>/dev/null <"$process/comm" || continue
+    case $name in *"$1"*) echo "${process##*/}"; found=yes ;; esac
+done
+[ "$found" = yes ]
+""",
+}
+# A script's process is named after the script, so `pidof nginx` finds it; its arguments are nginx's title.
+NGINX = """#!/bin/sh
+echo $$ >/var/run/nginx.pid
+httpd -f -p 80 -h /www &
+trap 'kill $!; exit 0' TERM INT QUIT
+wait
+"""
+# geteuid(), then one of two texts, for x86-64: a setuid program has to be a binary, and busybox gives the id up.
+EFFECTIVE_UID = (
+    bytes.fromhex("b86b000000 0f05 85c0 488d3528000000 ba11000000 740c 488d352b000000 ba14000000")
+    + bytes.fromhex("b801000000 bf01000000 0f05 b83c000000 31ff 0f05")
+    + b"Effective uid: 0\nEffective uid: 1000\n"
+)
 
 blobs = {}  # digest -> bytes
 manifests = {}  # (repository, tag or digest) -> digest
@@ -46,7 +72,7 @@ def tar_of(entries):
                 info.type = tarfile.DIRTYPE
                 tar.addfile(info)
             elif kind == "link":
-                info.type, info.linkname = tarfile.SYMTYPE, payload
+                info.type, info.linkname = tarfile.LNKTYPE, payload
                 tar.addfile(info)
             else:
                 info.size = len(payload)
@@ -61,12 +87,25 @@ def busybox_entries():
     entries.append(("bin/busybox", "file", pathlib.Path(busybox).read_bytes(), 0o755, 0, 0))
     for applet in os.popen(f"{busybox} --list").read().split():
         if applet != "busybox":
-            entries.append((f"bin/{applet}", "link", "busybox", 0o777, 0, 0))
-    passwd = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\ndefault-user:x:1000:1000::/:/bin/sh\n"
-    group = "root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n"
+            # A hard link, as in the real image: what masks one applet's path must not mask them all.
+            entries.append((f"bin/{applet}", "link", "bin/busybox", 0o755, 0, 0))
+    for program, script in SCRIPTS.items():
+        if f"bin/{program}" not in [entry[0] for entry in entries]:
+            entries.append((f"bin/{program}", "file", script.encode(), 0o755, 0, 0))
+    passwd = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\ndefault-user:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
+    group = "root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\nnobody:x:65534:\n"
     entries.append(("etc/passwd", "file", passwd.encode(), 0o644, 0, 0))
     entries.append(("etc/group", "file", group.encode(), 0o644, 0, 0))
     return entries
+
+
+def elf(code):
+    """The smallest static x86-64 program that runs `code`."""
+    base, headers = 0x400000, 64 + 56
+    size = headers + len(code)
+    header = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base + headers, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    return header + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000) + code
 
 
 def image(layers, **config):
@@ -106,10 +145,16 @@ def make_images():
     name(E2E + "busybox", "1.29-2", image([base]))
     page = tar_of([("www", "dir", None, 0o755, 0, 0), ("www/index.html", "file", b"<h1>Welcome to nginx!</h1>\n", 0o644, 0, 0)])
     web = lambda port: ["httpd", "-f", "-v", "-p", str(port), "-h", "/www"]
-    name(E2E + "nginx", "1.14-2", image([base, page], Cmd=web(80), ExposedPorts={"80/tcp": {}}))
-    name(E2E + "httpd", "2.4.39-4", image([base, page], Cmd=web(80)))
+    nginx = tar_of([("var/run", "dir", None, 0o755, 0, 0), ("usr/sbin/nginx", "file", NGINX.encode(), 0o755, 0, 0)])
+    title = ["nginx", "master process", "daemon off"]
+    name(E2E + "nginx", "1.14-2", image([base, page, nginx], Cmd=title, ExposedPorts={"80/tcp": {}}))
+    # The log has to name the server.
+    name(E2E + "httpd", "2.4.39-4", image([base, page], Cmd=["sh", "-c", "echo httpd starts; exec " + " ".join(web(80))]))
+    setuid = tar_of([("nnp", "file", elf(EFFECTIVE_UID), 0o4755, 0, 0)])
+    name(E2E + "nonewprivs", "1.3", image([base, setuid], Entrypoint=["/nnp"], Cmd=[]))
     name(STAGING + "hostnet-nginx-" + ARCH, "latest", image([base, page], Cmd=web(12003)))
-    name("pause", "3.9", image([marker("pause")], Entrypoint=["/pause"]))
+    pause = tar_of([("pause", "file", b"#!/bin/sh\nexec sleep 1000000\n", 0o755, 0, 0)])
+    name("pause", "3.9", image([base, pause], Entrypoint=["/pause"], Cmd=[]))
     for repository, tag in [("test-image-latest", "latest"), ("test-image-tag", "test"), ("test-image-tag", "all")]:
         name(STAGING + repository, tag, image([base, marker(f"{repository}:{tag}")]))
     name(STAGING + "test-image-digest", "latest", image([base, marker("digest")]))

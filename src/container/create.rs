@@ -199,12 +199,19 @@ impl Intended {
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
         let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
-        match blocking(move || store.rootfs(&id, &image, &RootfsOptions::default())).await {
+        let (name, user_ns) = (self.saved.spec.name.clone(), self.placement.place.user_ns.clone());
+        let made = blocking(move || {
+            let open = |path: PathBuf| {
+                let opened = std::fs::File::open(&path).map(OwnedFd::from);
+                opened.map_err(|e| file_error("open the pod's user namespace", &path, e))
+            };
+            let options = RootfsOptions { idmap: user_ns.map(open).transpose()?, ..RootfsOptions::default() };
+            let made = store.rootfs(&id, &image, &options);
+            made.map_err(|source| ContainerError::Rootfs { name, source: Arc::new(source) })
+        });
+        match made.await {
             Ok(rootfs) => Ok(Rooted { intended: self, rootfs }),
-            Err(source) => {
-                let name = self.saved.spec.name.clone();
-                Err(self.fail(ContainerError::Rootfs { name, source: Arc::new(source) }).await)
-            }
+            Err(cause) => Err(self.fail(cause).await),
         }
     }
 
@@ -336,8 +343,8 @@ impl ImageMounts {
             let fd = store.image_mount(&saved.id, &image, sub_path.as_deref()).map_err(|source| {
                 ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
             })?;
-            let reference = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
-            saved.mounted_images.insert(mount.container_path.clone(), reference);
+            // What PullImage answered for it: critest compares the two.
+            saved.mounted_images.insert(mount.container_path.clone(), image.id.to_string());
             let path = dir.join(IMAGES).join(number.to_string());
             if bundled {
                 detached.insert(path.clone(), fd);

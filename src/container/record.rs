@@ -34,7 +34,7 @@ pub(crate) struct Saved {
     pub stop_signal: String,
     /// Absolute.
     pub log_path: Option<PathBuf>,
-    /// The digest reference of the image behind each image mount, by the mount's path in the container.
+    /// The id of the image behind each image mount, by the mount's path in the container.
     #[serde(default)]
     pub mounted_images: BTreeMap<PathBuf, String>,
     /// cgroup path in the form of the OCI config.

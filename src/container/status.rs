@@ -44,7 +44,7 @@ pub(crate) struct ContainerView {
     pub(crate) stop_signal: String,
     /// While [`Phase::Created`] or [`Phase::Running`].
     pub(crate) pid: Option<u32>,
-    /// The digest reference of the image behind each image mount, by the mount's path in the container.
+    /// The id of the image behind each image mount, by the mount's path in the container.
     pub(crate) mounted_images: BTreeMap<PathBuf, String>,
 }
 

@@ -42,8 +42,6 @@ mod network;
 mod pod;
 #[cfg(feature = "daemon")]
 mod stats;
-#[cfg(feature = "daemon")]
-mod stream;
 
 mod monitor;
 mod sandbox;

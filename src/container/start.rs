@@ -14,6 +14,8 @@ impl Containers {
         let _gate = container.gate.lock().await;
         container.live().state.admit(Request::Start).map_err(denied("start", container.id()))?;
         let monitor = &container.placement.monitor;
+        // Taken before: a short-lived process may have ended when the monitor answers.
+        let at = now();
         let started = match monitor.start(container.id().as_str()).await {
             // An earlier daemon's start that was done and never answered.
             Err(MonitorError::WrongState { state: ContainerState::Running }) => Ok(()),
@@ -29,7 +31,7 @@ impl Containers {
         }
         {
             let mut live = container.lock();
-            live.state = live.state.clone().started(now());
+            live.state = live.state.clone().started(at);
         }
         self.save(&container).await?;
         self.event(&container, EventKind::Started);

@@ -212,8 +212,14 @@ fn privileged_lists_filter_by_state_label_and_id() {
         answer.into_inner().items.into_iter().map(|pod| pod.id).collect()
     };
     let labels = BTreeMap::from([("app".to_owned(), "a".to_owned())]);
-    assert_eq!(pods(PodSandboxFilter { label_selector: labels, ..Default::default() }), std::slice::from_ref(&a));
-    assert_eq!(pods(PodSandboxFilter { id: b[..12].to_owned(), ..Default::default() }), std::slice::from_ref(&b));
+    assert_eq!(
+        pods(PodSandboxFilter { label_selector: labels, ..Default::default() }),
+        std::slice::from_ref(&a)
+    );
+    assert_eq!(
+        pods(PodSandboxFilter { id: b[..12].to_owned(), ..Default::default() }),
+        std::slice::from_ref(&b)
+    );
     let running = ContainerStateValue { state: ContainerState::ContainerRunning as i32 };
     let filter = ContainerFilter { state: Some(running), pod_sandbox_id: b.clone(), ..Default::default() };
     let request = ListContainersRequest { filter: Some(filter) };

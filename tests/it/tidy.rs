@@ -13,7 +13,6 @@ const ORDER: [&str; 18] = [
     "cri",
     "pod",
     "container",
-    "stream",
     "network",
     "image",
     "stats",

@@ -21,6 +21,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 out=${out:-$here/../target/critest/$handler}
+critest=$(command -v "${CRITEST:-critest}") || { echo "critest is not installed; set CRITEST to its path" >&2; exit 2; }
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
@@ -62,7 +63,7 @@ for _ in $(seq 100); do [ -S "$work/brig.sock" ] && break; sleep 0.1; done
 skip=""
 [ "$all" = no ] && skip=$(grep -v -e '^#' -e '^$' "$here/skip.txt" | cut -f1 | paste -sd'|')
 status=0
-"${CRITEST:-critest}" -runtime-endpoint "$socket" -image-endpoint "$socket" -runtime-handler "$handler" \
+"$critest" -runtime-endpoint "$socket" -image-endpoint "$socket" -runtime-handler "$handler" \
     -ginkgo.no-color -ginkgo.v -ginkgo.junit-report "$out/junit.xml" ${skip:+-ginkgo.skip "$skip"} ${focus:+-ginkgo.focus "$focus"} \
     >"$out/critest.log" 2>&1 || status=$?
 grep -aE '^(\[FAIL\]|Ran |(PASS|FAIL)!|  \[FAIL\])' "$out/critest.log" | sort -u || true

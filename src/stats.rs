@@ -28,7 +28,7 @@ pub(crate) struct Usage {
 pub(crate) struct CpuUsage {
     /// All cores together, since the cgroup was made.
     pub(crate) total_ns: u64,
-    /// Billionths of a core since the previous reading; `None` at the first.
+    /// Billionths of a core, over the time since an earlier reading; `None` at the first.
     pub(crate) nano_cores: Option<u64>,
     pub(crate) pressure: Option<Pressure>,
 }
@@ -110,7 +110,15 @@ pub(crate) struct DiskUsage {
 
 /// The reading before, from which the present rate of use is computed. One per container and per pod.
 #[derive(Debug, Default)]
-pub(crate) struct Sampler(Mutex<Option<(UnixNanos, u64)>>);
+pub(crate) struct Sampler(Mutex<Option<Sample>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: UnixNanos,
+    total_ns: u64,
+    /// Up to this reading.
+    rate: Option<u64>,
+}
 
 /// Two readings closer together than this say nothing about a rate: the clock ticks of v1 are 10 ms.
 const RATE_APART_NS: i64 = 100_000_000;
@@ -150,20 +158,21 @@ impl Sampler {
         })
     }
 
-    /// Billionths of a core since the reading before; `None` without one.
+    /// Billionths of a core since the reading before, or up to that one if it is too near; `None` at the first.
     fn rate(&self, at: UnixNanos, total_ns: u64) -> Option<u64> {
         let mut before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((then, total_then)) = *before else {
-            *before = Some((at, total_ns));
-            return None;
+        let rate = match *before {
+            None => None,
+            // Several clients ask, and none may lose its answer to another.
+            Some(then) if at.0 - then.at.0 < RATE_APART_NS => return then.rate,
+            Some(then) => {
+                let used = u128::from(total_ns.saturating_sub(then.total_ns));
+                let apart = u128::from((at.0 - then.at.0).unsigned_abs());
+                u64::try_from(used * 1_000_000_000 / apart).ok()
+            }
         };
-        let apart = at.0 - then.0;
-        if apart < RATE_APART_NS {
-            return None;
-        }
-        *before = Some((at, total_ns));
-        let used = u128::from(total_ns.saturating_sub(total_then));
-        u64::try_from(used * 1_000_000_000 / u128::from(apart.unsigned_abs())).ok()
+        *before = Some(Sample { at, total_ns, rate });
+        rate
     }
 }
 
@@ -222,6 +231,8 @@ mod tests {
         assert_eq!(sampler.rate(UnixNanos(1_000_000_000), 5), None);
         assert_eq!(sampler.rate(UnixNanos(1_000_000_001), 6), None);
         assert_eq!(sampler.rate(UnixNanos(3_000_000_000), 1_000_000_005), Some(500_000_000));
+        // A second client, asking right after the first.
+        assert_eq!(sampler.rate(UnixNanos(3_000_000_001), 1_000_000_006), Some(500_000_000));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::bundle::{self, Bundle, BundleInput};
 use super::handler::Handler;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
-use super::spec::{ContainerSpec, MountSource, NamespaceMode};
+use super::spec::{ContainerSpec, IdMapping, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
@@ -301,7 +302,13 @@ impl BundleWork {
             tracing::warn!(container = %saved.id, "{warning}");
         }
         for volume in &volumes {
-            std::fs::create_dir_all(volume).map_err(|e| file_error("create the volume", volume, e))?;
+            std::fs::create_dir_all(volume)
+                .and_then(|()| match &place.namespaces.user {
+                    // The host's root is nobody in there.
+                    Some(user) => chown(volume, host_root(&user.uids), host_root(&user.gids)),
+                    None => Ok(()),
+                })
+                .map_err(|e| file_error("create the volume", volume, e))?;
         }
         let path = dir.join("config.json");
         let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
@@ -381,6 +388,11 @@ impl ImageMounts {
 
 /// Where images are mounted for a foreign runtime, in the bundle's directory.
 const IMAGES: &str = "images";
+
+/// Who the container's root is on the host.
+fn host_root(mappings: &[IdMapping]) -> Option<u32> {
+    mappings.iter().find(|mapping| mapping.container == 0).map(|mapping| mapping.host)
+}
 
 fn file_error(action: &'static str, path: &Path, source: io::Error) -> ContainerError {
     ContainerError::File { action, path: path.to_owned(), source: Arc::new(source) }

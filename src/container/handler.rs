@@ -19,6 +19,14 @@ pub(crate) struct Handler {
     pub systemd_cgroup: bool,
     /// Pod and container annotations with these keys, or that begin with what stands before a `*`, reach the OCI config.
     pub allowed_annotations: Vec<String>,
+    pub features: Features,
+}
+
+/// What not every runtime can do; announced to the kubelet, which keeps such pods from the handlers that cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Features {
+    pub recursive_read_only: bool,
+    pub user_namespaces: bool,
 }
 
 impl Handler {

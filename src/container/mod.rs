@@ -143,7 +143,8 @@ pub(crate) enum ContainerError {
     #[error("cannot {verb} container {id}: {denied}")]
     Denied { verb: &'static str, id: String, denied: Denied },
     #[error(
-        "container {name:?} attempt {attempt} exists in pod {pod} with other settings as {existing}; remove it first"
+        "container {name:?} attempt {attempt} exists in pod {pod} with other settings or has been started, as {existing}; \
+         remove it first"
     )]
     Exists { name: String, attempt: u32, pod: PodId, existing: ContainerId },
     #[error(

@@ -17,6 +17,7 @@ use super::filter;
 use super::from_proto::{self, BadRequest, some_id};
 use super::status::{Kind, refused, status};
 use super::to_proto;
+use crate::container::handler::Handler;
 use crate::container::{Container, Containers};
 use crate::events::{Event, EventKind};
 use crate::pod::Pod;
@@ -447,18 +448,16 @@ impl Runtime {
     /// One entry per handler by name, and the default one once more under the empty name.
     fn handlers(&self) -> Vec<RuntimeHandler> {
         let pods = &self.all.pods;
-        let entry = |name: &str, bundled: bool| RuntimeHandler {
+        let entry = |name: &str, handler: &Handler| RuntimeHandler {
             name: name.to_owned(),
-            // What other runtimes can do depends on their version, and claiming too much breaks pods.
             features: Some(RuntimeHandlerFeatures {
-                recursive_read_only_mounts: bundled,
-                user_namespaces: bundled,
+                recursive_read_only_mounts: handler.features.recursive_read_only,
+                user_namespaces: handler.features.user_namespaces,
             }),
         };
-        let mut all: Vec<_> =
-            pods.handlers().iter().map(|(name, handler)| entry(name, handler.bundled)).collect();
+        let mut all: Vec<_> = pods.handlers().iter().map(|(name, handler)| entry(name, handler)).collect();
         if let Some(default) = pods.handlers().get(pods.default_handler()) {
-            all.push(entry("", default.bundled));
+            all.push(entry("", default));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all

@@ -5,6 +5,7 @@
 
 pub(crate) mod args;
 pub(crate) mod config;
+mod features;
 mod notify;
 mod recover;
 mod setup;

@@ -12,7 +12,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::config::{self, CgroupDriver, Config, LogFormat, Program};
-use crate::container::handler::Handler;
+use super::features;
+use crate::container::handler::{Features, Handler};
 use crate::container::{self, Containers};
 use crate::cri::{About, Services};
 use crate::events::Bus;
@@ -152,7 +153,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         pod::Settings {
             run: run.clone(),
             monitor,
-            handlers: handlers(&config, &bin),
+            handlers: handlers(&config, &bin).await,
             default_handler: config.runtime.default_handler.clone(),
             small_mounts: Some(Arc::new(small_mounts)),
             shm_size: config.runtime.shm_size,
@@ -221,7 +222,7 @@ fn rlimits(config: &Config) -> Vec<PosixRlimit> {
 }
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.
-fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> {
+async fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> {
     let resolve = |name: &str, handler: &config::Handler| {
         let path = match &handler.path {
             Program::Default => bin.join(config::BUNDLED_BINARY),
@@ -235,11 +236,21 @@ fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> {
             options: handler.options.clone(),
             allowed_annotations: handler.allowed_annotations.clone(),
             systemd_cgroup: handler.systemd_cgroup && config.runtime.cgroup_driver == CgroupDriver::Systemd,
+            features: Features { recursive_read_only: bundled, user_namespaces: bundled },
             bundled,
             path,
         }
     };
-    config.handlers.iter().map(|(name, handler)| (name.clone(), Arc::new(resolve(name, handler)))).collect()
+    let asked = config.handlers.iter().map(|(name, handler)| {
+        let mut handler = resolve(name, handler);
+        async move {
+            if !handler.bundled {
+                handler.features = features::ask(&handler.path).await;
+            }
+            (name.clone(), Arc::new(handler))
+        }
+    });
+    futures_util::future::join_all(asked).await.into_iter().collect()
 }
 
 /// Where `program` is in PATH; where it would usually be if it is nowhere, so an error can name a path.

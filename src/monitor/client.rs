@@ -559,27 +559,35 @@ impl Drop for ForgetExec<'_> {
 async fn collect(pipe: pipe::Receiver, cap: Bytes, mut over: watch::Receiver<bool>) -> Vec<u8> {
     let cap = usize::try_from(cap.0).unwrap_or(usize::MAX);
     let (mut kept, mut buffer) = (Vec::new(), vec![0; READ_BYTES]);
-    let mut ending = false;
-    loop {
+    let keep = |kept: &mut Vec<u8>, read: &[u8]| {
+        let room = cap - kept.len();
+        kept.extend_from_slice(&read[..read.len().min(room)]);
+    };
+    while !*over.borrow() {
         match pipe.try_read(&mut buffer) {
             Ok(0) => return kept,
-            Ok(read) => {
-                let room = cap - kept.len();
-                kept.extend_from_slice(&buffer[..read.min(room)]);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if ending {
-                    return kept;
-                }
-                tokio::select! {
-                    ready = pipe.readable() => if ready.is_err() { return kept },
-                    // A dropped sender is the end too. One more round takes what came before it.
-                    _ = over.wait_for(|over| *over) => ending = true,
-                }
-            }
+            Ok(read) => keep(&mut kept, &buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
+                ready = pipe.readable() => if ready.is_err() { return kept },
+                // A dropped sender is the end too.
+                changed = over.wait_for(|over| *over) => if changed.is_err() { break },
+            },
             Err(_) => return kept,
         }
     }
+    // Past tokio, who may not have heard yet that there is something to read and would not even look. At most what the
+    // pipe holds: somebody who goes on writing is not waited for.
+    let mut left = rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(READ_BYTES);
+    while left > 0 {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&pipe, &mut buffer[..])) {
+            Ok(0) | Err(_) => break,
+            Ok(read) => {
+                keep(&mut kept, &buffer[..read]);
+                left = left.saturating_sub(read);
+            }
+        }
+    }
+    kept
 }
 
 fn unexpected(what: &'static str, id: &str, reply: Reply) -> MonitorError {
@@ -603,4 +611,19 @@ fn millis(time: Duration) -> u64 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_before_the_end_is_collected_while_another_holds_the_pipe() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let pipe = pipe::Receiver::from_owned_fd(read).unwrap();
+        rustix::io::write(&write, b"last words").unwrap();
+        // The event loop has not run since, so only the pipe itself knows of them.
+        let (_over, over) = watch::channel(true);
+        assert_eq!(collect(pipe, Bytes(4), over).await, b"last");
+    }
 }

@@ -104,6 +104,8 @@ fn mount((i, asked): (usize, v1::Mount)) -> Result<Mount, BadRequest> {
     let image = asked.image.filter(|image| *image != v1::ImageSpec::default());
     let source = match (asked.host_path, image) {
         (path, Some(_)) if !path.is_empty() => return Err(BadRequest::exclusive(path_field, image_field)),
+        // The kubelet always says so; without it a client would believe that it can write there.
+        (_, Some(_)) if !asked.readonly => return Err(BadRequest::needs(image_field, "readonly")),
         (_, Some(image)) => MountSource::Image {
             image: image::image_spec(&image_field, Some(image))?,
             sub_path: match asked.image_sub_path {
@@ -147,8 +149,7 @@ fn mount((i, asked): (usize, v1::Mount)) -> Result<Mount, BadRequest> {
     }
     Ok(Mount {
         container_path,
-        // Image mounts are read-only by definition (KEP-4639), whatever the flag says.
-        readonly: asked.readonly || matches!(source, MountSource::Image { .. }),
+        readonly: asked.readonly,
         source,
         recursive_read_only: asked.recursive_read_only,
         selinux_relabel: asked.selinux_relabel,
@@ -286,6 +287,7 @@ mod tests {
             m.host_path.clear();
             m.image = image();
             m.image_sub_path = "a/b".into();
+            m.readonly = true;
         })
         .unwrap();
         assert!(of_image.readonly);
@@ -301,10 +303,15 @@ mod tests {
             mounted(|m| m.image_sub_path = "a".into()).unwrap_err(),
             "config.mounts[0].image_sub_path is set: it needs image"
         );
-        assert!(
-            mounted(|m| (m.host_path, m.image, m.image_sub_path) = (String::new(), image(), "../x".into()))
-                .is_err()
+        assert_eq!(
+            mounted(|m| (m.host_path, m.image) = (String::new(), image())).unwrap_err(),
+            "config.mounts[0].image is set: it needs readonly"
         );
+        let outside = mounted(|m| {
+            (m.host_path, m.image, m.image_sub_path) = (String::new(), image(), "../x".into());
+            m.readonly = true;
+        });
+        assert!(outside.unwrap_err().contains("image_sub_path"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::id::{ContainerId, PodId};
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
 use crate::sys::mount::clone_tree;
-use crate::task::blocking;
+use crate::task::{blocking, expect_new_process};
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -65,6 +65,7 @@ impl Containers {
         if let Some(id) = self.already_created(&placement.pod, &spec)? {
             return Ok(id);
         }
+        expect_new_process();
         let intended = Intended::new(self, placement, spec).await?;
         let rooted = intended.make_rootfs().await?;
         let bundled = rooted.write_bundle().await?;

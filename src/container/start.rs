@@ -12,6 +12,8 @@ impl Containers {
         // Held to the end: an exit that the monitor reports meanwhile is applied after this.
         let _gate = container.gate.lock().await;
         container.live().state.admit(Request::Start).map_err(denied("start", container.id()))?;
+        // Taken before: a short program has ended, at a time that the monitor takes, before its start is answered.
+        let at = now();
         if let Err(error) = container.placement.monitor.start(container.id().as_str()).await {
             let error = monitor_error("start", &container)(error);
             let ended = Ended::StartFailed { message: chain(&error), at: now() };
@@ -20,7 +22,7 @@ impl Containers {
         }
         {
             let mut live = container.lock();
-            live.state = live.state.clone().started(now());
+            live.state = live.state.clone().started(at);
         }
         self.save(&container).await?;
         self.event(&container, EventKind::Started);

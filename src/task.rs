@@ -15,6 +15,8 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
+use crate::sys::cgroup::hasten_moves;
+
 /// Runs `work` to its end even if the caller goes away.
 pub(crate) async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     finished(tokio::spawn(work.in_current_span())).await
@@ -24,6 +26,12 @@ pub(crate) async fn detached<T: Send + 'static>(work: impl Future<Output = T> + 
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let span = tracing::Span::current();
     finished(tokio::task::spawn_blocking(move || span.in_scope(work))).await
+}
+
+/// Starts what makes the kernel put new processes into their cgroups sooner, and does not wait: for the beginning of
+/// every call that makes a process. See [`hasten_moves`].
+pub(crate) fn expect_new_process() {
+    drop(tokio::task::spawn_blocking(hasten_moves));
 }
 
 async fn finished<T>(task: JoinHandle<T>) -> T {

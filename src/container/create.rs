@@ -25,7 +25,7 @@ use crate::id::{ContainerId, PodId};
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
 use crate::sys::mount::clone_tree;
-use crate::task::{blocking, chain};
+use crate::task::{blocking, chain, expect_new_process};
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,6 +85,7 @@ impl Containers {
             Reserved::Existing(id) => return Ok(id),
             Reserved::New(making) => making,
         };
+        expect_new_process();
         let intended = Intended::new(self, placement, spec).await?;
         let rooted = intended.make_rootfs().await?;
         let bundled = rooted.write_bundle().await?;

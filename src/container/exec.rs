@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use super::state::Request;
 use super::{ContainerError, Containers, denied, monitor_error};
 use crate::monitor::client::ExecOutput;
-use crate::task::blocking;
+use crate::task::{blocking, expect_new_process};
 use crate::units::Bytes;
 
 /// Kept of each stream; the rest is read and dropped while the command goes on (CRI v1 ExecSyncResponse: 16 MB).
@@ -32,6 +32,7 @@ impl Containers {
         }
         let container = self.find(prefix)?;
         container.live().state.admit(Request::Exec).map_err(denied("exec in", container.id()))?;
+        expect_new_process();
         let process = self.exec_process(&container, &command, false).await?;
         let monitor = &container.placement.monitor;
         let id = container.id().as_str();

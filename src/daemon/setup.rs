@@ -103,8 +103,8 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     let monitor = sibling(&bin, "brig-monitor")?;
     sibling(&bin, config::BUNDLED_BINARY)?;
     let small_mounts = {
-        let paths = [root.clone(), run.clone(), bin.clone()];
-        blocking(move || SmallMountNamespace::prepare(&paths)).await.map_err(SetupError::Mounts)?
+        let (paths, bin) = ([root.clone(), run.clone()], bin.clone());
+        blocking(move || SmallMountNamespace::prepare(&paths, &bin)).await.map_err(SetupError::Mounts)?
     };
     let network = Network::new(NetworkConfig {
         cni_conf_dir: config.network.cni_conf_dir.clone(),

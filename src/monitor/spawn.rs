@@ -17,7 +17,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::client::{Monitor, MonitorError};
 use super::wire;
-use crate::sys::mount::{self, Propagation};
+use crate::sys::mount::{self, Change, Propagation};
 use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::socket;
 use crate::units::Bytes;
@@ -112,11 +112,12 @@ async fn start(request: &SpawnRequest, listener: OwnedFd) -> Result<(Monitor, Re
 pub(crate) struct SmallMountNamespace;
 
 impl SmallMountNamespace {
-    /// Blocking. `needed` are directories that must be there at their paths: the daemon's own and its binaries'.
-    pub(crate) fn prepare(needed: &[PathBuf]) -> io::Result<OwnedFd> {
+    /// Blocking. `needed` are directories that must be there at their paths. `programs` is that of our binaries: it is
+    /// read-only there, so the bundled sandbox need not make such a mount of itself at each start (`protect.rs`).
+    pub(crate) fn prepare(needed: &[PathBuf], programs: &Path) -> io::Result<OwnedFd> {
         // unshare(2) affects the calling thread alone, and the thread ends with this.
         std::thread::scope(|scope| {
-            let built = scope.spawn(|| build(needed)).join();
+            let built = scope.spawn(|| build(needed, programs)).join();
             built.unwrap_or_else(|_| {
                 Err(io::Error::other("the thread that makes the mount namespace panicked"))
             })
@@ -124,7 +125,7 @@ impl SmallMountNamespace {
     }
 }
 
-fn build(needed: &[PathBuf]) -> io::Result<OwnedFd> {
+fn build(needed: &[PathBuf], programs: &Path) -> io::Result<OwnedFd> {
     const WITH_ALL_BELOW: [&str; 3] = ["/proc", "/sys", "/dev"];
     const ALONE: [&str; 3] = ["/usr", "/run", "/tmp"];
     namespace::leave(Kinds::from_iter([Kind::Mount]))?;
@@ -139,11 +140,17 @@ fn build(needed: &[PathBuf]) -> io::Result<OwnedFd> {
             mounts.push((PathBuf::from(path), mount::clone_tree(CWD, path, false)?));
         }
     }
+    let programs = programs.canonicalize()?;
+    let tree = mount::clone_tree(CWD, &programs, false)?;
+    mount::change(&tree, false, &Change { set: mount::RDONLY, ..Change::default() })?;
+    mounts.push((programs, tree));
     for path in needed {
         // Resolved now: below the new root a link may lead elsewhere.
         let path = path.canonicalize()?;
         mounts.push((path.clone(), mount::clone_tree(CWD, &path, false)?));
     }
+    // Parents first: what is attached later would hide what is below its mount point.
+    mounts.sort_by_key(|(path, _)| path.components().count());
     mount::attach_over_root(&root)?;
     mount::pivot_into(&root)?;
     for (path, tree) in mounts {
@@ -177,17 +184,22 @@ mod tests {
     fn privileged_the_small_mount_namespace_has_few_mounts_and_the_needed_paths() {
         let dir = tempfile::tempdir().expect("a scratch directory");
         std::fs::write(dir.path().join("file"), "here").expect("a file");
-        let namespace = SmallMountNamespace::prepare(&[dir.path().to_owned()]).expect("a namespace");
+        let programs = dir.path().join("bin");
+        std::fs::create_dir(&programs).expect("a directory");
+        let namespace =
+            SmallMountNamespace::prepare(&[dir.path().to_owned()], &programs).expect("a namespace");
         let file = dir.path().join("file");
-        let (mounts, text) = std::thread::spawn(move || {
+        let (mounts, text, written) = std::thread::spawn(move || {
             namespace::leave(Kinds::from_iter([Kind::Mount])).expect("a namespace of this thread's own");
             namespace::join(namespace.as_fd(), Kind::Mount).expect("joined");
             let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
-            (mounts, std::fs::read_to_string(file).expect("the file at its path"))
+            let written = std::fs::write(programs.join("program"), "changed").map_err(|error| error.kind());
+            (mounts, std::fs::read_to_string(file).expect("the file at its path"), written)
         })
         .join()
         .expect("the thread ends");
         assert_eq!(text, "here");
+        assert_eq!(written, Err(io::ErrorKind::ReadOnlyFilesystem));
         assert!(mounts.lines().count() < 40, "{mounts}");
     }
 }

@@ -18,7 +18,7 @@ use crate::id::PodId;
 use crate::monitor::client::Monitor;
 use crate::monitor::spawn::{self, IdMap, Ready, Shm, SpawnRequest, UserMappings};
 use crate::network::{Attachment, Link, resolv};
-use crate::task::blocking;
+use crate::task::{blocking, expect_new_process};
 use crate::units::UnixNanos;
 
 /// What makes a repeat the same call: who the pod is, and the request itself.
@@ -64,6 +64,8 @@ impl Pods {
             Reserved::Existing(id) => return Ok(id),
             Reserved::New(making) => making,
         };
+        // Its first container is usually created at once.
+        expect_new_process();
         let intended = Intended::new(self, spec).await?;
         let monitored = intended.start_monitor().await?;
         let networked = monitored.attach_network().await?;

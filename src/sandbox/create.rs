@@ -20,7 +20,7 @@ use super::cgroup::Manager;
 use super::error::{Attempt, Error};
 use super::init::{self, Plan};
 use super::launch::{self, Confinement};
-use super::resources::{self, Group, manager_name};
+use super::resources::{self, Birth, Group, manager_name};
 use super::spec::{self, Config, IdMapping, Namespaces, StateDocument};
 use super::state::{Directory, Identity, Record};
 use super::sync::{self, End, Message};
@@ -303,7 +303,7 @@ fn spawn(mut plan: Plan, group: Option<&Group>) -> Result<Init, Error> {
         || new.contains(Kind::Time)
         || (new.contains(Kind::User) && !plan.joined.is_empty());
     let late = LateIds::of(&plan)?;
-    let (pid, pidfd) = if staged {
+    let (pid, pidfd, birth) = if staged {
         let stage = fork(&Fork::default()).attempt(|| "fork".to_owned())?;
         match stage {
             Forked::Child => {
@@ -322,7 +322,7 @@ fn spawn(mut plan: Plan, group: Option<&Group>) -> Result<Init, Error> {
                 let raw = rustix::process::Pid::from_raw(pid).expect("clone3 returns positive pids");
                 let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
                     .attempt(|| format!("open a pidfd of {pid}"))?;
-                (pid, pidfd)
+                (pid, pidfd, Birth::Outside)
             }
         }
     } else {
@@ -338,7 +338,7 @@ fn spawn(mut plan: Plan, group: Option<&Group>) -> Result<Init, Error> {
             }
             None => None,
         };
-        let forked = fork(&Fork { new, ..Fork::default() })
+        let (forked, birth) = Group::fork(group, new)
             .attempt(|| "make the container's first process with its namespaces".to_owned())?;
         match forked {
             Forked::Child => {
@@ -350,13 +350,13 @@ fn spawn(mut plan: Plan, group: Option<&Group>) -> Result<Init, Error> {
                     namespace::join(home.as_fd(), Kind::Pid)
                         .attempt(|| "return to the own pid namespace".to_owned())?;
                 }
-                (pid, pidfd)
+                (pid, pidfd, birth)
             }
         }
     };
     let init = Init { pid, pidfd, sync: ours };
     let equipped = late.apply(&init, new.contains(Kind::User)).and_then(|()| match group {
-        Some(group) => group.add(init.pid),
+        Some(group) => group.take_in(init.pid, birth),
         None => Ok(()),
     });
     match equipped {

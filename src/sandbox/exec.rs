@@ -15,13 +15,14 @@ use super::caps::Sets;
 use super::create::{ending, set_oom_score, write_pid_file};
 use super::error::{Attempt, Error};
 use super::launch::{self, Confinement};
+use super::resources::Group;
 use super::spec::{self, Config, Process};
 use super::state::{Container, Status};
 use super::sync::{self, End, Message};
 use super::{foreground, log, lsm, user};
 use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::path::{self, Proc};
-use crate::sys::process::{Fork, Forked, exit_now, fork};
+use crate::sys::process::{Forked, exit_now};
 use crate::sys::signal;
 
 /// What the command line says.
@@ -139,7 +140,9 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
             limit_itself: !user::may_raise_limits(),
         },
     };
-    let (pid, pidfd) = match fork(&Fork::default()).attempt(|| "fork".to_owned())? {
+    let group = container.group()?;
+    let (forked, birth) = Group::fork(group.as_ref(), Kinds::default()).attempt(|| "fork".to_owned())?;
+    let (pid, pidfd) = match forked {
         Forked::Child => {
             // The others are closed by number before any path of the container's is used.
             drop((ours, home, signals, own_console));
@@ -152,8 +155,8 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
         namespace::join(home.as_fd(), Kind::Pid).attempt(|| "return to the own pid namespace".to_owned())?;
     }
     let led = (|| {
-        if let Some(group) = container.group()? {
-            group.add(pid)?;
+        if let Some(group) = &group {
+            group.take_in(pid, birth)?;
         }
         set_oom_score(pid, oom_score_adj)?;
         lead(&ours, &pidfd, pid, &rlimits)?;

@@ -1,5 +1,7 @@
 //! The container's control groups: where they are, and the few things verbs do with them.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
@@ -11,6 +13,8 @@ use super::error::Error;
 use super::log;
 use super::spec::{self, Config};
 use crate::sys::cgroup::{Cgroup, CgroupError, Hierarchy};
+use crate::sys::namespace::Kinds;
+use crate::sys::process::{Fork, Forked, fork};
 
 /// How a [`Manager`] is written in state.json and on the command line.
 pub(super) fn manager_name(manager: Manager) -> &'static str {
@@ -19,6 +23,13 @@ pub(super) fn manager_name(manager: Manager) -> &'static str {
         Manager::Systemd => "systemd",
         Manager::Disabled => "disabled",
     }
+}
+
+/// Whether a process was made inside its v2 cgroup.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Birth {
+    Inside,
+    Outside,
 }
 
 /// The cgroups of one container.
@@ -101,6 +112,30 @@ impl Group {
         let pid = Pid::from_raw(pid).expect("pids of children are positive");
         self.0.add_pid(pid).map_err(failed)
     }
+    /// Forks a child that is born in the v2 cgroup, which spares the slow move, and says whether it was.
+    ///
+    /// Where it cannot be born there, for a limit of processes that counts only births say, it still may be moved in.
+    pub(super) fn fork(group: Option<&Self>, new: Kinds) -> io::Result<(Forked, Birth)> {
+        if let Some(nursery) = group.and_then(|group| group.0.v2_dir_fd().ok().flatten()) {
+            let request = Fork { new, cgroup: Some(nursery.as_fd()), ..Fork::default() };
+            if let Ok(forked) = fork(&request) {
+                return Ok((forked, Birth::Inside));
+            }
+        }
+        Ok((fork(&Fork { new, ..Fork::default() })?, Birth::Outside))
+    }
+
+    /// Moves a child to where it was not born.
+    pub(super) fn take_in(&self, pid: i32, birth: Birth) -> Result<(), Error> {
+        match birth {
+            Birth::Outside => self.add(pid),
+            Birth::Inside => {
+                let pid = Pid::from_raw(pid).expect("pids of children are positive");
+                self.0.add_pid_to_v1(pid).map_err(failed)
+            }
+        }
+    }
+
     pub(super) fn pids(&self) -> Result<Vec<i32>, Error> {
         Ok(self.0.pids().map_err(failed)?.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect())
     }

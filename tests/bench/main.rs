@@ -15,21 +15,28 @@ use fixture::node::{Node, Options, handlers};
 /// Calls per figure: enough for a stable median in a few seconds each.
 const RUNS: usize = 30;
 
+/// Longer than what the kernel does in the background after a pod has gone (grace periods of RCU).
+const PAUSE: Duration = Duration::from_millis(100);
+
 fn main() {
     println!("{}", machine());
     println!("{:<58} {:>10} {:>10} {:>10}", "figure (ms unless said otherwise)", "median", "min", "p90");
     for handler in handlers() {
         let node = Node::with(Options { handler: handler.into(), ..Options::default() });
         node.busybox();
-        let (start, end) = life(&node, "plain");
+        let (start, end) = life(&node, "plain", Duration::ZERO);
         row(&format!("{handler}: run pod + create + start"), &start);
         row(&format!("{handler}: stop(0) + remove container + stop + remove pod"), &end);
-        row(&format!("{handler}: ExecSync true"), &exec(&node));
+        row(&format!("{handler}: ExecSync true"), &exec(&node, Duration::ZERO));
+        // What a quiet node sees: the kernel has forgotten the last move between cgroups by then.
+        let (start, _) = life(&node, "paused", PAUSE);
+        row(&format!("{handler}: run pod + create + start, each after a pause"), &start);
+        row(&format!("{handler}: ExecSync true, each after a pause"), &exec(&node, PAUSE));
     }
     let node = Node::new();
     node.busybox();
     let _mounts = Mounts::make(3000);
-    let (start, _) = life(&node, "mounts");
+    let (start, _) = life(&node, "mounts", Duration::ZERO);
     row("brig: run pod + create + start, 3000 host mounts", &start);
     drop(_mounts);
     println!("{:<58} {:>10.1}", "brigd at rest, RSS (MiB)", rss_mib(node.brigd_pid()));
@@ -43,13 +50,13 @@ fn main() {
     pods.extend(fill(&node, 50, 100));
     row(
         "ListContainers with 100 containers",
-        &times(RUNS, || {
+        &times(RUNS, Duration::ZERO, || {
             let answer = node.call(node.runtime.clone().list_containers(ListContainersRequest::default()));
             assert_eq!(answer.expect("the list").into_inner().containers.len(), 100);
         }),
     );
     pods.extend(fill(&node, 100, 200));
-    let (start, end) = life(&node, "crowd");
+    let (start, end) = life(&node, "crowd", Duration::ZERO);
     row("brig: run pod + create + start, 200 pods running", &start);
     row("brig: stop and remove, 200 pods running", &end);
     let begin = Instant::now();
@@ -60,11 +67,12 @@ fn main() {
 }
 
 /// The whole life of a pod of one container, `RUNS` times: (to started, from running to removed).
-fn life(node: &Node, name: &str) -> (Vec<Duration>, Vec<Duration>) {
+fn life(node: &Node, name: &str, pause: Duration) -> (Vec<Duration>, Vec<Duration>) {
     let (mut starts, mut ends) = (Vec::new(), Vec::new());
     for run in 0..=RUNS {
         let config = node.pod_config(&format!("{name}{run}"));
         let container = node.container_config("main", "exec sleep 1000");
+        std::thread::sleep(pause);
         let begin = Instant::now();
         let pod = node.run_pod(&config);
         let id = node.create(&pod, &container, &config);
@@ -83,11 +91,11 @@ fn life(node: &Node, name: &str) -> (Vec<Duration>, Vec<Duration>) {
     (starts, ends)
 }
 
-fn exec(node: &Node) -> Vec<Duration> {
-    let config = node.pod_config("exec");
+fn exec(node: &Node, pause: Duration) -> Vec<Duration> {
+    let config = node.pod_config(&format!("exec{}", pause.as_millis()));
     let pod = node.run_pod(&config);
     let id = node.run_container(&pod, &config, "main", "exec sleep 1000");
-    let figures = times(RUNS, || assert_eq!(node.exec(&id, &["/bin/true"]).exit_code, 0));
+    let figures = times(RUNS, pause, || assert_eq!(node.exec(&id, &["/bin/true"]).exit_code, 0));
     node.remove_pod(&pod);
     figures
 }
@@ -103,10 +111,11 @@ fn fill(node: &Node, from: usize, to: usize) -> Vec<String> {
         .collect()
 }
 
-fn times(runs: usize, mut work: impl FnMut()) -> Vec<Duration> {
+fn times(runs: usize, pause: Duration, mut work: impl FnMut()) -> Vec<Duration> {
     work();
     (0..runs)
         .map(|_| {
+            std::thread::sleep(pause);
             let begin = Instant::now();
             work();
             begin.elapsed()

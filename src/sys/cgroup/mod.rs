@@ -27,6 +27,8 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode as FileMode, OFlags};
@@ -209,11 +211,17 @@ impl Hierarchy {
         found
     }
 
+    /// As [`Hierarchy::detect`], with an error that names what was read. Found once per process: a node's list of mounts
+    /// can have thousands of lines, and where the hierarchies are does not change.
     #[cfg(feature = "daemon")]
-    /// As [`Hierarchy::detect`], with an error that names what was read.
     pub(crate) fn of_host() -> Result<Self, CgroupError> {
+        static FOUND: OnceLock<Hierarchy> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(found.clone());
+        }
         let read = |source| CgroupError::Read { path: "/proc/self/mountinfo".into(), source };
-        Self::detect().map_err(read)
+        let found = Self::detect().map_err(read)?;
+        Ok(FOUND.get_or_init(|| found).clone())
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -369,20 +377,24 @@ impl Cgroup {
 
     /// Moves a process in, all its threads with it.
     ///
+    /// Slow: see [`hasten_moves`]. A process that is born in the cgroup ([`Self::v2_dir_fd`]) needs no move.
+    ///
     /// # Errors
     ///
     /// [`CgroupError::Write`] with the first hierarchy that refuses.
     pub(crate) fn add_pid(&self, pid: Pid) -> Result<(), CgroupError> {
-        let pid = pid.as_raw_nonzero().to_string();
-        for dir in self.dirs() {
-            write_file(&dir.join("cgroup.procs"), &pid)?;
-        }
-        Ok(())
+        move_into(self.dirs(), pid)
+    }
+
+    /// As [`Self::add_pid`], for a process that is in the v2 directory from its birth.
+    pub(crate) fn add_pid_to_v1(&self, pid: Pid) -> Result<(), CgroupError> {
+        let v2 = self.v2();
+        move_into(self.dirs().filter(|dir| Some(dir) != v2.as_ref()), pid)
     }
 
     /// A descriptor of the v2 directory, for `clone3` with `CLONE_INTO_CGROUP`; `None` where there is no v2.
     ///
-    /// On a hybrid host the other hierarchies still need [`Self::add_pid`].
+    /// On a hybrid host the other hierarchies still need [`Self::add_pid_to_v1`].
     pub(crate) fn v2_dir_fd(&self) -> io::Result<Option<OwnedFd>> {
         let Some(dir) = self.v2() else { return Ok(None) };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -590,6 +602,52 @@ impl OomCounter {
             .map_err(|source| CgroupError::Read { path: self.path.clone(), source })?;
         Ok(keyed(&String::from_utf8_lossy(&text[..len]), "oom_kill").unwrap_or(0))
     }
+}
+
+fn move_into(dirs: impl Iterator<Item = PathBuf>, pid: Pid) -> Result<(), CgroupError> {
+    let pid = pid.as_raw_nonzero().to_string();
+    for dir in dirs {
+        write_file(&dir.join("cgroup.procs"), &pid)?;
+    }
+    Ok(())
+}
+
+/// Makes moves of processes between cgroups fast for the next moments, where v1 makes them necessary. Blocks as long as
+/// a slow move would, so it belongs on a thread of its own while other work goes on.
+///
+/// A move takes the kernel's `cgroup_threadgroup_rwsem` for writing. The first one waits for a grace period of RCU
+/// (`rcu_sync_enter`; 6 to 20 ms were measured at 250 Hz), those that follow until about another grace period later do
+/// not. Moving this process to where it is changes nothing and counts as a move. On v2 alone processes are
+/// born where they belong and nothing is done.
+pub(crate) fn hasten_moves() {
+    /// One at a time: those that come meanwhile profit from it as well.
+    static BUSY: AtomicBool = AtomicBool::new(false);
+    if BUSY.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    move_nowhere();
+    BUSY.store(false, Ordering::Relaxed);
+}
+
+fn move_nowhere() {
+    let Ok(hierarchy) = Hierarchy::of_host() else { return };
+    let root = [Controller::Pids, Controller::Cpu].into_iter().find_map(|one| hierarchy.v1_root(one));
+    // Looked up each time: an administrator may move us.
+    let Some(own) = root.and_then(own_v1_path) else { return };
+    // Only speed is lost.
+    let _ = write_file(&own.join("cgroup.procs"), "0");
+}
+
+/// Where this process is below the v1 mount at `root`, whose last component names the controllers (cgroups(7)).
+fn own_v1_path(root: &Path) -> Option<PathBuf> {
+    let controllers = root.file_name()?.to_str()?;
+    let text = read_bounded(Path::new("/proc/self/cgroup"), FILE_BYTES_MAX).ok()?;
+    let own = text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (names, path) = rest.split_once(':')?;
+        (names == controllers).then(|| path.to_owned())
+    })?;
+    Some(root.join(own.trim_start_matches('/')))
 }
 
 /// Copies the parent's CPUs and memory nodes into a v1 cpuset that has none.

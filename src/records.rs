@@ -193,11 +193,11 @@ pub(crate) enum Change<V> {
 }
 
 impl<V: Serialize + DeserializeOwned> Tree<V> {
-    #[cfg(test)]
     /// The record under `key`, if there is one.
     ///
     /// # Errors
     /// [`RecordsError::Unreadable`] when it exists and is not a `V`.
+    #[cfg(test)]
     pub(crate) fn get(&self, key: &str) -> Result<Option<V>, RecordsError> {
         let Some(bytes) = self.tree.get(key).map_err(|source| self.failed("get", source))? else {
             return Ok(None);

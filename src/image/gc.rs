@@ -80,7 +80,7 @@ impl Store {
         Ok(())
     }
 
-    /// What [`Store::open`] does with the disk it finds.
+    /// What [`Store::open_with`] does with the disk it finds.
     pub(super) fn recover(&self) -> Result<(), StoreError> {
         let inner = &*self.inner;
         let mut state = State::default();

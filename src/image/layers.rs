@@ -79,8 +79,8 @@ impl Drop for Layer {
 }
 
 impl Store {
-    #[cfg(test)]
     /// Whether the layer is unpacked. It may be collected a moment later; [`Store::lease_layer`] prevents that.
+    #[cfg(test)]
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
         self.inner.state().layers.contains_key(diff_id)
     }

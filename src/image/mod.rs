@@ -18,7 +18,7 @@
 //! - A layer is unpacked in `tmp-…` and renamed when it is verified. It counts once its record is flushed, and
 //!   that happens in [`Store::put_image`] after one syncfs(2): blobs, layers, then all records, then the image becomes visible. A
 //!   power cut costs at most the pull in flight.
-//! - What [`Store::open`] finds without a record (`tmp-…`, a layer without a record, a blob without an image) is
+//! - What [`Store::open_with`] finds without a record (`tmp-…`, a layer without a record, a blob without an image) is
 //!   a leftover and removed.
 //! - A record that cannot be read is reported and kept, and until it is gone no layer or blob is removed at all: it may
 //!   be what the record needs.
@@ -162,16 +162,16 @@ struct State {
 }
 
 impl Store {
-    #[cfg(test)]
     /// Opens or creates the store in `root`, removes what interrupted work left, and loads its records. Blocking.
     ///
     /// # Errors
     /// When the folders or the database cannot be made or opened. Never because of the content of a record or a leftover.
+    #[cfg(test)]
     pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
         Self::open_with(root, Limits::default())
     }
 
-    /// As [`Store::open`] with other limits for layers.
+    /// Opens the store in `root`, or makes it, with these limits for layers. Takes back what a crash left. Blocking.
     pub(crate) fn open_with(root: &Path, limits: Limits) -> Result<Self, StoreError> {
         for folder in ["", "images", "images/blobs", "images/blobs/sha256", "layers", "empty", "containers"] {
             let path = root.join(folder);

@@ -235,7 +235,7 @@ impl Monitored {
     }
 }
 
-/// Adds the network. Undone by [`Networked::fail`].
+/// Adds the network, if the pod has one of its own. Undone by giving it back, then [`Intended::fail`].
 #[must_use]
 struct Networked {
     monitored: Monitored,

@@ -16,8 +16,8 @@ const CONTROL: usize = 16 + 4 * FDS_MAX + 12;
 /// `SCM_MAX_FD` of the kernel: one message carries no more (unix(7)).
 const FDS_MAX: usize = 253;
 
-#[cfg(any(feature = "daemon", test))]
 /// Two connected stream sockets, close-on-exec.
+#[cfg(any(feature = "daemon", test))]
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }

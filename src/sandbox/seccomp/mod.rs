@@ -112,8 +112,8 @@ impl Program {
         self.flags.new_listener
     }
 
-    #[cfg(test)]
     /// Instructions, at most [`bpf::SECCOMP_INSNS_MAX`].
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.insns.len()
     }

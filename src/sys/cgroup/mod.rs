@@ -38,7 +38,9 @@ use rustix::process::{Pid, Signal};
 #[cfg(test)]
 pub(crate) use apply::Warning;
 pub(crate) use path::{CgroupPath, PathError};
-pub(crate) use stats::{DeviceIo, PressureLine, Psi};
+pub(crate) use stats::DeviceIo;
+#[cfg(any(feature = "daemon", test))]
+pub(crate) use stats::{PressureLine, Psi};
 
 /// What went wrong with a cgroup: the file, what was written, why.
 #[derive(Debug, thiserror::Error)]
@@ -531,8 +533,8 @@ impl Cgroup {
         Ok(())
     }
 
-    #[cfg(feature = "daemon")]
     /// Removes those parents that hold nothing any more, nearest first. For parents that are ours alone.
+    #[cfg(feature = "daemon")]
     pub(crate) fn remove_empty_parents(&self) {
         let roots = self.hierarchy.v1.iter().map(|mount| mount.root.as_path());
         for root in roots.chain(self.hierarchy.v2.as_deref()) {
@@ -619,6 +621,7 @@ fn move_into(dirs: impl Iterator<Item = PathBuf>, pid: Pid) -> Result<(), Cgroup
 /// (`rcu_sync_enter`; 6 to 20 ms were measured at 250 Hz), those that follow until about another grace period later do
 /// not. Moving this process to where it is changes nothing and counts as a move. On v2 alone processes are
 /// born where they belong and nothing is done.
+#[cfg(feature = "daemon")]
 pub(crate) fn hasten_moves() {
     /// One at a time: those that come meanwhile profit from it as well.
     static BUSY: AtomicBool = AtomicBool::new(false);
@@ -629,6 +632,7 @@ pub(crate) fn hasten_moves() {
     BUSY.store(false, Ordering::Relaxed);
 }
 
+#[cfg(feature = "daemon")]
 fn move_nowhere() {
     let Ok(hierarchy) = Hierarchy::of_host() else { return };
     let root = [Controller::Pids, Controller::Cpu].into_iter().find_map(|one| hierarchy.v1_root(one));
@@ -639,6 +643,7 @@ fn move_nowhere() {
 }
 
 /// Where this process is below the v1 mount at `root`, whose last component names the controllers (cgroups(7)).
+#[cfg(feature = "daemon")]
 fn own_v1_path(root: &Path) -> Option<PathBuf> {
     let controllers = root.file_name()?.to_str()?;
     let text = read_bounded(Path::new("/proc/self/cgroup"), FILE_BYTES_MAX).ok()?;

@@ -74,8 +74,8 @@ impl CgroupPath {
         Self::new(&path)
     }
 
-    #[cfg(test)]
     /// A pod's cgroup from the kubelet's `cgroup_parent`: a path, or a slice by its name (or the path of nested ones).
+    #[cfg(test)]
     pub(crate) fn from_parent(parent: &str) -> Result<Self, PathError> {
         if parent.ends_with(".slice") {
             return Self::new(&Self::slice_dirs(parent.rsplit('/').next().unwrap_or(parent))?);
@@ -105,8 +105,8 @@ impl CgroupPath {
         Ok(path)
     }
 
-    #[cfg(feature = "daemon")]
     /// From an OCI config's `linux.cgroupsPath`: `slice:prefix:name`, else a path.
+    #[cfg(feature = "daemon")]
     pub(crate) fn of_oci(text: &str) -> Result<Self, PathError> {
         match text.split(':').collect::<Vec<_>>()[..] {
             [slice, prefix, name] => Self::from_systemd(slice, prefix, name),

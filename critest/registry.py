@@ -203,7 +203,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Docker-Content-Digest", digest)
         self.end_headers()
         if not head:
-            self.wfile.write(body)
+            try:
+                self.wfile.write(body)
+            except ConnectionError:
+                pass  # A pull that was cancelled.
 
 
 def main():

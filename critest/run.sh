@@ -66,5 +66,5 @@ status=0
 "$critest" -runtime-endpoint "$socket" -image-endpoint "$socket" -runtime-handler "$handler" \
     -ginkgo.no-color -ginkgo.v -ginkgo.junit-report "$out/junit.xml" ${skip:+-ginkgo.skip "$skip"} ${focus:+-ginkgo.focus "$focus"} \
     >"$out/critest.log" 2>&1 || status=$?
-grep -aE '^(\[FAIL\]|Ran |(PASS|FAIL)!|  \[FAIL\])' "$out/critest.log" | sort -u || true
+grep -aE '^(\[FAIL\]|Ran |(SUCCESS|FAIL)!|  \[FAIL\])' "$out/critest.log" | sort -u || true
 exit $status

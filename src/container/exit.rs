@@ -84,6 +84,9 @@ impl Containers {
         }
         let container = Arc::clone(container);
         tokio::spawn(async move {
+            // Not beside a removal: on cgroup v1 runc freezes the container for this, and its delete refuses one that
+            // is frozen.
+            let _gate = container.gate.lock().await;
             // A monitor that is gone leaves this to the reclaim.
             container.placement.monitor.kill(container.id().as_str(), "SIGKILL", true).await.ok();
         });

@@ -1,6 +1,7 @@
 //! Brig is a Kubernetes container runtime: a CRI server with a sandbox of its own.
 //!
-//! This file is the map. Modules stand in reading order, and calls go down this list, never up.
+//! This file is the map. Modules stand in reading order, and calls go down this list, never up; `tests/it/tidy.rs` holds
+//! them to it.
 //!
 //! # Processes
 //!
@@ -9,7 +10,12 @@
 //!                                                                          │ exec
 //!                                                                          ▼
 //!                                            brig-sandbox | runc | crun | runsc  (create, start, …)
+//!                                                                          ▼
+//!                                                              the container's processes
 //! ```
+//!
+//! `brigd` may be killed at any moment and nothing else stops: the monitor holds the pod's namespaces, pipes and exit
+//! codes, and is found again by its socket. `brig-sandbox` is short-lived. `brig` speaks CRI to `brigd`.
 //!
 //! # Words
 //!
@@ -22,6 +28,35 @@
 //! | monitor | the per-pod supervisor process, the binary `brig-monitor` |
 //! | image, layer, blob | as in the OCI image specification |
 //! | record | what we keep about a pod, a container or an image |
+//!
+//! # Walks
+//!
+//! Each is a straight line; ⇒ is a process boundary.
+//!
+//! ```text
+//! RunPodSandbox    cri/runtime → pod/run → pod/record → monitor/spawn ⇒ monitor/namespaces → network → publish
+//! CreateContainer  cri/runtime → pod → container/create → container/record → image/rootfs → container/bundle
+//!                  → monitor/client ⇒ monitor/driver ⇒ sandbox/create → sandbox/init → sys
+//! PullImage        cri/image → image/pull → image/registry → image/unpack → image/layers → image/index
+//! ExecSync         cri/runtime → container/exec → monitor/client ⇒ monitor/driver ⇒ sandbox/exec
+//! ```
+//!
+//! # Decisions
+//!
+//! - The monitor comes before the network and lives inside the pod's namespaces, so that `/proc/PID/ns/…` of the monitor
+//!   names them for as long as the pod lives. Nothing is mounted on the host to pin a namespace.
+//! - Monitors of the bundled sandbox share one small mount namespace (`monitor/spawn.rs`). Starting a container copies
+//!   its monitor's mount table; the host's grows with every pod and volume, this one does not. Host paths reach the
+//!   sandbox as detached mounts, by descriptor. Foreign runtimes need paths and get the host's mount namespace.
+//! - The registry client is ours, on hyper, and not `oci-client`: containerd-style `hosts.toml` (path prefixes, headers,
+//!   authorities and fallbacks per host) cannot be said through it, and which host sees a credential has to be decided in
+//!   one place.
+//! - nftables is spoken over netlink by a small writer of ours: calling `nft` would cost more than all the rest of a pod's
+//!   network, and the crates for it lack the typed maps that host ports need.
+//! - An event says what happened to whom; the edge adds statuses when it delivers it. A bus that carried statuses would
+//!   have to know the modules above it.
+//! - The feature `daemon` is the line between the daemon and the two helpers: without it nothing of tokio, tonic or prost
+//!   can be linked into them.
 
 #[cfg(feature = "daemon")]
 mod cli;
@@ -29,17 +64,17 @@ mod cli;
 mod daemon;
 
 #[cfg(feature = "daemon")]
-mod container;
-#[cfg(feature = "daemon")]
 mod cri;
 #[cfg(feature = "daemon")]
-mod events;
+mod pod;
+#[cfg(feature = "daemon")]
+mod container;
 #[cfg(feature = "daemon")]
 mod image;
 #[cfg(feature = "daemon")]
 mod network;
 #[cfg(feature = "daemon")]
-mod pod;
+mod events;
 #[cfg(feature = "daemon")]
 mod stats;
 
@@ -48,16 +83,16 @@ mod sandbox;
 
 #[cfg(feature = "daemon")]
 mod records;
-mod sys;
 #[cfg(feature = "daemon")]
 mod task;
+mod sys;
 
 #[cfg(feature = "daemon")]
 mod id;
 #[cfg(feature = "daemon")]
-pub mod proto;
-#[cfg(feature = "daemon")]
 mod units;
+#[cfg(feature = "daemon")]
+pub mod proto;
 
 #[cfg(feature = "daemon")]
 pub use cli::main as cli_main;

@@ -13,18 +13,18 @@ const ORDER: [&str; 17] = [
     "cri",
     "pod",
     "container",
-    "network",
     "image",
-    "stats",
+    "network",
     "events",
+    "stats",
     "monitor",
     "sandbox",
     "records",
     "task",
     "sys",
-    "proto",
     "id",
     "units",
+    "proto",
 ];
 
 /// What may lie at the top of the repository, besides names that begin with a dot.
@@ -335,4 +335,14 @@ fn groups_of_imports_are_taken_apart() {
     let text = "use crate::{id::PodId, pod::{spec, run}};\nuse crate::sys::fd;\ncrate::units::Bytes(1)";
     assert_eq!(crate_paths(text), ["id::PodId", "pod::", "sys::fd", "units::Bytes"]);
     assert!(has_word("use tonic::x", "tonic") && !has_word("subtonic_x", "tonic"));
+}
+
+#[test]
+fn the_map_lists_the_modules_in_the_order_in_which_they_may_call() {
+    let map = fs::read_to_string(root().join("src/lib.rs")).expect("src/lib.rs");
+    let listed: Vec<_> = map
+        .lines()
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+        .collect();
+    assert_eq!(listed, ORDER);
 }

@@ -504,6 +504,11 @@ fn privileged_the_run_directory_may_vanish_as_in_a_reboot() {
     node.stop_pod(&pod);
     node.kill_brigd();
     std::fs::remove_dir_all(node.run_dir()).expect("the run directory");
+    // So do its cgroups, in every hierarchy.
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join("brig").join(&pod));
+    }
+    let _ = std::fs::remove_dir(std::path::Path::new("/sys/fs/cgroup/brig").join(&pod));
     node.restart_brigd();
     let list = node.call(node.runtime.clone().list_pod_sandbox(ListPodSandboxRequest::default()));
     assert_eq!(list.expect("the list").into_inner().items, []);

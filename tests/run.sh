@@ -69,7 +69,7 @@ isolated() {
     ' isolated "$@"
 }
 
-unit() { isolated_run --lib; }
+unit() { BRIG_TEST_BIN_DIR=$PWD/target/test-bin isolated_run --lib; }
 integration() { BRIG_TEST_BIN_DIR=$PWD/target/test-bin isolated_run --test it; }
 isolated_run() {
     # Built outside, so that a download still has the network.

@@ -56,7 +56,10 @@ pub(super) async fn pods(mut client: Client, args: PodsArgs, format: Format) -> 
             Cell::new(metadata.attempt.to_string(), metadata.attempt),
             Cell::text(state),
             Cell::time(pod.created_at),
-            Cell::text(pod.runtime_handler),
+            Cell::text(match pod.runtime_handler.as_str() {
+                "" => "(default)".to_owned(),
+                name => name.to_owned(),
+            }),
         ]);
     }
     if !args.quiet {

@@ -3,11 +3,11 @@
 //! The daemon never forks: a fork costs time in proportion to its memory. The monitor is spawned with vfork semantics
 //! (std uses posix_spawn where nothing must run in the child) and gets everything else over its standard input.
 
-use std::collections::BTreeMap;
-use std::fs::{DirBuilder, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -135,35 +135,26 @@ fn build(needed: &[PathBuf], programs: &Path) -> io::Result<OwnedFd> {
     for path in WITH_ALL_BELOW {
         mounts.push((PathBuf::from(path), mount::clone_tree(CWD, path, true)?));
     }
-    for path in ALONE {
-        if is_mount_point(Path::new(path)) {
-            mounts.push((PathBuf::from(path), mount::clone_tree(CWD, path, false)?));
+    // Resolved now: below the new root a link may lead elsewhere.
+    let programs = programs.canonicalize()?;
+    let needed = needed.iter().map(|path| path.canonicalize()).collect::<io::Result<Vec<_>>>()?;
+    // A path is there when the filesystem that it lies on is, and those which that one is mounted on.
+    let ancestors = needed.iter().flat_map(|path| path.ancestors()).chain(programs.ancestors());
+    let alone: BTreeSet<&Path> = ALONE.iter().map(Path::new).chain(ancestors).collect();
+    for path in alone.into_iter().filter(|path| *path != Path::new("/") && is_mount_point(path)) {
+        if !WITH_ALL_BELOW.iter().any(|whole| path.starts_with(whole)) {
+            mounts.push((path.to_owned(), mount::clone_tree(CWD, path, false)?));
         }
     }
-    let programs = programs.canonicalize()?;
     let tree = mount::clone_tree(CWD, &programs, false)?;
     mount::change(&tree, false, &Change { set: mount::RDONLY, ..Change::default() })?;
     mounts.push((programs, tree));
-    for path in needed {
-        // Resolved now: below the new root a link may lead elsewhere.
-        let path = path.canonicalize()?;
-        mounts.push((path.clone(), mount::clone_tree(CWD, &path, false)?));
-    }
     // Parents first: what is attached later would hide what is below its mount point.
     mounts.sort_by_key(|(path, _)| path.components().count());
     mount::attach_over_root(&root)?;
     mount::pivot_into(&root)?;
     for (path, tree) in mounts {
-        let open = || rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let target = match open() {
-            // Only a path on a filesystem that this namespace does not have is missing here, such as a data directory
-            // on a disk of its own: its mount point is made below the part that it has.
-            Err(rustix::io::Errno::NOENT) => {
-                DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-                open()?
-            }
-            target => target?,
-        };
+        let target = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         mount::attach(&tree, target.as_fd())?;
     }
     Ok(rustix::fs::open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)

@@ -56,6 +56,10 @@ exit 0
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        // `make test` has built it, small and static; cargo alone has not.
+        if let Some(built) = std::env::var_os("BRIG_TEST_BIN_DIR") {
+            return PathBuf::from(built).join("brig-monitor");
+        }
         // target/PROFILE/deps/THIS
         let own = std::env::current_exe().expect("a test has a path");
         let target = own.ancestors().nth(2).expect("two directories above").to_owned();

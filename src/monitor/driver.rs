@@ -359,39 +359,28 @@ impl Supervisor {
     ) -> Result<Option<Reply>, Failure> {
         const SIGKILL: i32 = 9;
         let container = self.find(id)?;
-        if container.state == ContainerState::Exited {
-            if !all {
-                return Ok(Some(Reply::Done));
-            }
-            // Where the first process was not PID 1, others of the container may have outlived it.
-            let call = Call {
-                stage: "kill",
-                args: vec!["--all".into(), id.into(), number.to_string().into()],
-                timeout_ms,
-                reply: Some(to),
-                then: Then::Nothing { file: None },
-                stdio: None,
-                keep: &[],
-            };
-            self.call(id, call)?;
-            return Ok(None);
-        }
-        let (Some(pid), Some(process)) = (container.pid, &container.process) else {
-            return Err(Failure::WrongState { state: container.state });
-        };
         let frozen = container.state == ContainerState::Paused && number == SIGKILL;
-        // Where the first process is PID 1, the kernel ends the others with it (pid_namespaces(7)).
-        if !all || (number == SIGKILL && reap::is_init(pid)) {
-            match signal::send(process, number) {
-                // Reaped just now.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-                other => other.map_err(system(&format!("send signal {number}")))?,
+        match (container.state, container.pid, &container.process) {
+            // Where the first process was not PID 1, others of the container may have outlived it.
+            (ContainerState::Exited, ..) if all => {}
+            (ContainerState::Exited, ..) => return Ok(Some(Reply::Done)),
+            (_, Some(pid), Some(process)) => {
+                // Where the first process is PID 1, the kernel ends the others with it (pid_namespaces(7)).
+                if !all || (number == SIGKILL && reap::is_init(pid)) {
+                    match signal::send(process, number) {
+                        // Reaped just now.
+                        Err(error)
+                            if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                        other => other.map_err(system(&format!("send signal {number}")))?,
+                    }
+                    if frozen {
+                        // Even SIGKILL waits for a frozen process (cgroup v1 freezer).
+                        self.simple_unanswered(id, "resume", timeout_ms)?;
+                    }
+                    return Ok(Some(Reply::Done));
+                }
             }
-            if frozen {
-                // Even SIGKILL waits for a frozen process (cgroup v1 freezer).
-                self.simple_unanswered(id, "resume", timeout_ms)?;
-            }
-            return Ok(Some(Reply::Done));
+            (state, ..) => return Err(Failure::WrongState { state }),
         }
         let call = Call {
             stage: "kill",

@@ -8,6 +8,7 @@ mod cli;
 mod fixture;
 mod images;
 mod pods;
+mod rpcs;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod sandbox;
 mod tidy;

@@ -1,0 +1,245 @@
+//! The calls that the life of a pod does not need: lists as streams, statistics of many, configuration, the calls that
+//! answer UNIMPLEMENTED. And pods on a network that a CNI configuration describes.
+
+use brig::proto::v1::*;
+
+use crate::fixture::node::{Node, Options, eventually, handlers};
+
+#[test]
+fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
+    for handler in handlers() {
+        let node = Node::with(Options { handler: handler.into(), ..Options::default() });
+        node.busybox();
+        let config = node.pod_config("stream");
+        let pod = node.run_pod(&config);
+        let id = node.run_container(&pod, &config, "main", "exec sleep 1000");
+        let client = || node.runtime.clone();
+
+        let mut pods = Vec::new();
+        let mut stream = node
+            .call(client().stream_pod_sandboxes(StreamPodSandboxesRequest::default()))
+            .expect("a stream")
+            .into_inner();
+        while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
+            pods.extend(chunk.pod_sandboxes.into_iter().map(|pod| pod.id));
+        }
+        assert_eq!(pods, [pod.clone()]);
+
+        let mut containers = Vec::new();
+        let mut stream = node
+            .call(client().stream_containers(StreamContainersRequest::default()))
+            .expect("a stream")
+            .into_inner();
+        while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
+            containers.extend(chunk.containers.into_iter().map(|container| container.id));
+        }
+        assert_eq!(containers, [id.clone()]);
+
+        let mut stats = Vec::new();
+        let mut stream = node
+            .call(client().stream_container_stats(StreamContainerStatsRequest::default()))
+            .expect("a stream")
+            .into_inner();
+        while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
+            stats.extend(chunk.container_stats.into_iter().filter_map(|stats| Some(stats.attributes?.id)));
+        }
+        assert_eq!(stats, [id.clone()]);
+
+        let mut stats = Vec::new();
+        let mut stream = node
+            .call(client().stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default()))
+            .expect("a stream")
+            .into_inner();
+        while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
+            stats.extend(chunk.pod_sandbox_stats.into_iter().filter_map(|stats| Some(stats.attributes?.id)));
+        }
+        assert_eq!(stats, [pod.clone()]);
+
+        let list =
+            node.call(client().list_container_stats(ListContainerStatsRequest::default())).expect("the list");
+        assert_eq!(list.into_inner().stats.len(), 1);
+        let list = node
+            .call(client().list_pod_sandbox_stats(ListPodSandboxStatsRequest::default()))
+            .expect("the list");
+        assert_eq!(list.into_inner().stats.len(), 1);
+
+        let mut images = Vec::new();
+        let mut stream = node
+            .call(node.images.clone().stream_images(StreamImagesRequest::default()))
+            .expect("a stream")
+            .into_inner();
+        while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
+            images.extend(chunk.images.into_iter().flat_map(|image| image.repo_tags));
+        }
+        assert_eq!(images, [node.image.clone()]);
+    }
+}
+
+#[test]
+fn privileged_the_runtime_says_what_it_is_and_takes_its_configuration() {
+    let node = Node::new();
+    let version =
+        node.call(node.runtime.clone().version(VersionRequest::default())).expect("Version").into_inner();
+    assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("brig", "v1"));
+    let request = StatusRequest { verbose: true };
+    let status = node.call(node.runtime.clone().status(request)).expect("Status").into_inner();
+    let conditions = status.status.expect("a status").conditions;
+    assert_eq!(
+        conditions.iter().map(|c| (c.r#type.as_str(), c.status)).collect::<Vec<_>>(),
+        [("RuntimeReady", true), ("NetworkReady", true)]
+    );
+    let names: Vec<_> = status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+    assert!(names.contains(&"") && names.contains(&"brig"), "{names:?}");
+    let info: serde_json::Value = serde_json::from_str(&status.info["config"]).expect("JSON");
+    assert!(std::path::Path::new(info["stateDir"].as_str().expect("a path")).is_dir());
+    let answer =
+        node.call(node.runtime.clone().runtime_config(RuntimeConfigRequest {})).expect("RuntimeConfig");
+    assert_eq!(answer.into_inner().linux.expect("linux").cgroup_driver(), CgroupDriver::Cgroupfs);
+    let network_config = Some(NetworkConfig { pod_cidr: "10.77.5.0/24".into() });
+    let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
+    node.call(node.runtime.clone().update_runtime_config(request)).expect("UpdateRuntimeConfig");
+    let pod = node.run_pod(&node.pod_config("cidr"));
+    let ip = node.pod_status(&pod).network.expect("network").ip;
+    assert!(ip.starts_with("10.77.5."), "{ip}");
+    let network_config = Some(NetworkConfig { pod_cidr: "10.77.5.0/99".into() });
+    let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
+    let error = node.call(node.runtime.clone().update_runtime_config(request)).expect_err("no such prefix");
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+}
+
+#[test]
+fn privileged_the_limits_of_a_whole_pod_can_be_changed() {
+    let node = Node::new();
+    node.busybox();
+    let config = node.pod_config("resize");
+    let pod = node.run_pod(&config);
+    node.run_container(&pod, &config, "main", "exec sleep 1000");
+    let resources = LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+    let request = UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.clone(),
+        resources: Some(resources),
+        ..Default::default()
+    };
+    node.call(node.runtime.clone().update_pod_sandbox_resources(request)).expect("UpdatePodSandboxResources");
+    let limits = ["memory/brig/{}/memory.limit_in_bytes", "brig/{}/memory.max"];
+    let read = limits.iter().find_map(|path| {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{}", path.replace("{}", &pod))).ok()
+    });
+    assert_eq!(read.expect("the pod's cgroup").trim(), (128 << 20).to_string());
+    let request = UpdatePodSandboxResourcesRequest { pod_sandbox_id: "0".repeat(64), ..Default::default() };
+    let error = node.call(node.runtime.clone().update_pod_sandbox_resources(request)).expect_err("unknown");
+    assert_eq!(error.code(), tonic::Code::NotFound);
+}
+
+#[test]
+fn privileged_what_is_not_there_yet_says_so() {
+    let node = Node::new();
+    let client = || node.runtime.clone();
+    let id = "0".repeat(64);
+    let codes = [
+        node.call(client().exec(ExecRequest { container_id: id.clone(), ..Default::default() })).err(),
+        node.call(client().attach(AttachRequest { container_id: id.clone(), ..Default::default() })).err(),
+        node.call(
+            client().port_forward(PortForwardRequest { pod_sandbox_id: id.clone(), ..Default::default() }),
+        )
+        .err(),
+        node.call(
+            client()
+                .checkpoint_container(CheckpointContainerRequest { container_id: id, ..Default::default() }),
+        )
+        .err(),
+        node.call(client().list_metric_descriptors(ListMetricDescriptorsRequest::default())).err(),
+        node.call(client().list_pod_sandbox_metrics(ListPodSandboxMetricsRequest::default())).err(),
+        node.call(client().stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest::default())).err(),
+    ];
+    for error in codes {
+        let error = error.expect("an error");
+        assert_eq!(error.code(), tonic::Code::Unimplemented);
+        assert!(!error.message().is_empty());
+    }
+}
+
+#[test]
+fn privileged_a_cni_configuration_takes_over_without_a_restart() {
+    let plugins = ["/usr/lib/cni", "/opt/cni/bin"]
+        .into_iter()
+        .find(|dir| std::path::Path::new(dir).join("bridge").exists());
+    let Some(_) = plugins else {
+        eprintln!("no CNI plugins are installed: not tried");
+        return;
+    };
+    for handler in handlers() {
+        let node = Node::with(Options { handler: handler.into(), ..Options::default() });
+        node.busybox();
+        let folder = node.dir.path().join("net.d");
+        std::fs::create_dir_all(&folder).expect("the folder");
+        let bridge = format!("c{}", &node.bridge[2..]);
+        let conflist = serde_json::json!({
+            "cniVersion": "1.0.0",
+            "name": "test",
+            "plugins": [{
+                "type": "bridge",
+                "bridge": bridge,
+                "isGateway": true,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": node.dir.path().join("host-local"),
+                    "ranges": [[{ "subnet": "10.99.0.0/24" }]],
+                    "routes": [{ "dst": "0.0.0.0/0" }],
+                },
+            }],
+        });
+        std::fs::write(folder.join("10-test.conflist"), conflist.to_string()).expect("the configuration");
+        let config = node.pod_config("cni");
+        let pod = node.run_pod(&config);
+        let ip = node.pod_status(&pod).network.expect("network").ip;
+        assert!(ip.starts_with("10.99.0."), "{ip}");
+        let id = node.run_container(&pod, &config, "main", "exec sleep 1000");
+        assert!(node.output(&id, "ip -4 addr show eth0").contains(&ip));
+        node.remove_pod(&pod);
+        let kept = node.dir.path().join("host-local/test").join(&ip);
+        assert!(!kept.exists(), "the address was given back");
+        std::fs::write(folder.join("10-test.conflist"), "{ not JSON").expect("the configuration");
+        let error = node.try_run_pod(&node.pod_config("broken")).expect_err("a broken configuration");
+        assert!(error.message().contains("10-test.conflist"), "{error}");
+        let list = node.call(node.runtime.clone().list_pod_sandbox(ListPodSandboxRequest::default()));
+        assert_eq!(list.expect("the list").into_inner().items, []);
+        std::process::Command::new("ip").args(["link", "delete", &bridge]).status().expect("ip(8) runs");
+    }
+}
+
+#[test]
+fn privileged_a_host_port_leads_to_its_pod_and_belongs_to_one_pod() {
+    for handler in handlers() {
+        let node = Node::with(Options { handler: handler.into(), ..Options::default() });
+        node.busybox();
+        let mut config = node.pod_config("web");
+        // Free in this network namespace, which is ours, and different in each test process.
+        let host_port = 20_000 + i32::try_from(std::process::id() % 20_000).expect("a small number");
+        config.port_mappings = vec![PortMapping { container_port: 80, host_port, ..Default::default() }];
+        let pod = node.run_pod(&config);
+        node.run_container(
+            &pod,
+            &config,
+            "main",
+            "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www",
+        );
+        let answer = eventually(|| {
+            use std::io::{Read, Write};
+            let mut stream =
+                std::net::TcpStream::connect(("127.0.0.1", u16::try_from(host_port).ok()?)).ok()?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            text.contains("hello").then_some(text)
+        });
+        assert!(answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200"), "{answer}");
+        let mut other = node.pod_config("other");
+        other.port_mappings = config.port_mappings.clone();
+        let error = node.try_run_pod(&other).expect_err("the port is taken");
+        assert!(error.message().contains(&host_port.to_string()), "{error}");
+        node.remove_pod(&pod);
+        let pod = node.run_pod(&other);
+        node.remove_pod(&pod);
+    }
+}

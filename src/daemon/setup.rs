@@ -18,6 +18,7 @@ use crate::container::{self, Containers};
 use crate::cri::{About, Services};
 use crate::events::Bus;
 use crate::image::pull::{PullConfig, Puller};
+use crate::image::reference::Reference;
 use crate::image::{Limits, Store, StoreError};
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
@@ -178,13 +179,13 @@ pub(super) fn open_store(config: &Config) -> Result<Store, SetupError> {
     let limits = Limits { plain_bytes_max: config.images.max_unpacked_size.0 };
     let store =
         Store::open_with(&path, limits).map_err(|source| SetupError::Store { path: path.clone(), source })?;
-    for name in &config.images.pinned {
-        let pinned = match store.find(name) {
-            Ok(Some(image)) => store.set_pinned(&image.id, true).map(drop),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error.into()),
-        };
-        pinned.map_err(|source| SetupError::Store { path: path.clone(), source })?;
+    // Images that came under an earlier configuration.
+    for image in store.list() {
+        let names =
+            image.tags.iter().chain(&image.repo_digests).filter_map(|name| name.parse::<Reference>().ok());
+        let pinned = names.into_iter().any(|name| name.is_among(&config.images.pinned));
+        let set = store.set_pinned(&image.id, pinned);
+        set.map_err(|source| SetupError::Store { path: path.clone(), source })?;
     }
     Ok(store)
 }

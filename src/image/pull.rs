@@ -412,7 +412,7 @@ impl Inner {
             repo_digests: vec![reference.with_digest(&plan.top_digest).to_string()],
         };
         let store = self.store.clone();
-        let pinned = self.is_pinned(reference);
+        let pinned = reference.is_among(&self.config.pinned);
         let put = tokio::task::spawn_blocking(move || {
             let image = store.put_image(new)?;
             if pinned {
@@ -430,12 +430,6 @@ impl Inner {
                 Err(PullError::Internal { reference: reference.clone(), message: panic.to_string() })
             }
         }
-    }
-
-    /// Whether the configuration names this image, in full or as people write it.
-    fn is_pinned(&self, reference: &Reference) -> bool {
-        let names = [reference.to_string(), reference.familiar()];
-        self.config.pinned.iter().any(|pinned| names.contains(pinned))
     }
 
     /// Everything that must be known, and was verified, before the first layer moves.

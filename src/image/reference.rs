@@ -75,6 +75,15 @@ impl Reference {
         // `docker.io/localhost/a` and `docker.io/library/a/b` mean something else without their domain.
         if short.parse().as_ref() == Ok(self) { short.to_owned() } else { text }
     }
+
+    /// Whether one of the names means this image, written in full or as a person would. A trailing `*` matches any rest.
+    pub(crate) fn is_among(&self, names: &[String]) -> bool {
+        let own = [self.to_string(), self.familiar()];
+        names.iter().any(|name| match name.strip_suffix('*') {
+            Some(prefix) => own.iter().any(|own| own.starts_with(prefix)),
+            None => own.contains(name),
+        })
+    }
 }
 
 /// Why a text is not an image reference.
@@ -381,6 +390,22 @@ mod tests {
             prop_assert_eq!(reference.domain(), domain);
             prop_assert_eq!(reference.path(), path);
             prop_assert_eq!(reference.tag(), Some(tag.as_str()));
+        }
+    }
+
+    #[test]
+    fn an_image_is_meant_by_its_full_and_its_familiar_name_and_by_a_pattern() {
+        let reference: Reference = "docker.io/library/busybox:1".parse().unwrap();
+        for (name, expected) in [
+            ("busybox:1", true),
+            ("docker.io/library/busybox:1", true),
+            ("busybox*", true),
+            ("docker.io/*", true),
+            ("busybox", false),
+            ("busybox:2", false),
+            ("quay.io/*", false),
+        ] {
+            assert_eq!(reference.is_among(&[name.to_owned()]), expected, "{name}");
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::wire::{
     self, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request, Runtime, ToMonitor,
@@ -26,6 +26,9 @@ pub(crate) use super::wire::{ContainerState, ContainerStatus, Event, Status};
 
 /// Events kept for a listener that is not there yet, as during recovery.
 const EVENTS_MAX: usize = 256;
+
+/// Commands at a time in one pod, further ones wait: each may hold 32 MiB of output, and a pod has a few probes.
+const EXECS_MAX: usize = 32;
 
 /// What one read of the socket takes at most.
 const READ_BYTES: usize = 16 << 10;
@@ -131,6 +134,7 @@ struct Inner {
     socket: AsyncFd<OwnedFd>,
     /// Held while a frame is written.
     sending: tokio::sync::Mutex<()>,
+    execs: Semaphore,
     next_id: AtomicU64,
     waiting: Mutex<Waiting>,
     events: Mutex<Option<mpsc::Receiver<Event>>>,
@@ -183,6 +187,7 @@ impl Monitor {
             process: OnceLock::new(),
             socket: watched(socket).map_err(local("watch the socket"))?,
             sending: tokio::sync::Mutex::default(),
+            execs: Semaphore::new(EXECS_MAX),
             next_id: AtomicU64::new(1),
             waiting: Mutex::default(),
             events: Mutex::new(Some(receiver)),
@@ -338,6 +343,7 @@ impl Monitor {
         cap: Bytes,
     ) -> Result<ExecOutput, MonitorError> {
         let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
+        let _place = inner.execs.acquire().await.map_err(|_| MonitorError::Gone)?;
         let local = |source: io::Error| MonitorError::Local { action: "make a pipe", source };
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| local(e.into()));
         let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);

@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 /// Said in the first message of either side.
 pub(crate) const VERSION: u32 = 1;
 
-/// The longest body. An OCI process with the largest environment that execve(2) takes (128 KiB per string) stays far
-/// below; a frame that claims more is a broken peer.
-pub(crate) const FRAME_MAX: usize = 1 << 20;
+/// The longest body. The largest is an OCI process with its environment: execve(2) takes a quarter of the stack limit of
+/// both, 2 MiB as a rule, and JSON may double that. A frame that claims more is a broken peer.
+pub(crate) const FRAME_MAX: usize = 8 << 20;
 
 /// The most descriptors with one frame: `SCM_MAX_FD` of the kernel (unix(7)).
 pub(crate) const FDS_MAX: usize = 253;

@@ -217,6 +217,8 @@ pub(crate) struct Network {
     bridge: Arc<Builtin>,
     cni: Cni,
     pod_cidr: Mutex<Vec<IpNet>>,
+    /// Where the last one told is kept over a restart of the daemon.
+    cidr_file: PathBuf,
 }
 
 impl Network {
@@ -225,7 +227,8 @@ impl Network {
         check_config(&config)?;
         let addresses = config.state_dir.join("addresses");
         let bridge = Arc::new(Builtin::new(config.bridge_name, config.subnets, config.mtu, addresses));
-        Ok(Self {
+        let cidr_file = config.state_dir.join("pod_cidr");
+        let network = Self {
             builtin: config.builtin.then(|| bridge.clone()),
             bridge,
             cni: Cni::new(
@@ -235,7 +238,15 @@ impl Network {
                 config.teardown_timeout,
             ),
             pod_cidr: Mutex::default(),
-        })
+            cidr_file,
+        };
+        // The kubelet says it again only when it changes.
+        let told = std::fs::read_to_string(&network.cidr_file).unwrap_or_default();
+        let subnets: Vec<IpNet> = told.lines().filter_map(|line| line.parse().ok()).collect();
+        if !subnets.is_empty() {
+            network.set_pod_cidr(&subnets)?;
+        }
+        Ok(network)
     }
 
     /// Attaches a pod, or changes nothing. About a millisecond built in; at most two minutes, and a DEL, by CNI.
@@ -365,6 +376,11 @@ impl Network {
     pub(crate) fn set_pod_cidr(&self, subnets: &[IpNet]) -> Result<PodCidr, NetworkError> {
         let subnets: Vec<IpNet> = subnets.iter().map(IpNet::trunc).collect();
         check_subnets("pod_cidr", &subnets)?;
+        let text: String = subnets.iter().map(|subnet| format!("{subnet}\n")).collect();
+        let kept = self.cidr_file.parent().map_or(Ok(()), std::fs::create_dir_all);
+        if let Err(error) = kept.and_then(|()| std::fs::write(&self.cidr_file, text)) {
+            tracing::warn!(file = %self.cidr_file.display(), error = %error, "cannot keep the pod subnets over a restart");
+        }
         self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&subnets);
         Ok(if self.bridge.set_subnets(&subnets) { PodCidr::Applied } else { PodCidr::InUse })
     }

@@ -23,7 +23,7 @@ fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
         while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
             pods.extend(chunk.pod_sandboxes.into_iter().map(|pod| pod.id));
         }
-        assert_eq!(pods, [pod.clone()]);
+        assert_eq!(pods, std::slice::from_ref(&pod));
 
         let mut containers = Vec::new();
         let mut stream = node
@@ -33,7 +33,7 @@ fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
         while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
             containers.extend(chunk.containers.into_iter().map(|container| container.id));
         }
-        assert_eq!(containers, [id.clone()]);
+        assert_eq!(containers, std::slice::from_ref(&id));
 
         let mut stats = Vec::new();
         let mut stream = node
@@ -43,7 +43,7 @@ fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
         while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
             stats.extend(chunk.container_stats.into_iter().filter_map(|stats| Some(stats.attributes?.id)));
         }
-        assert_eq!(stats, [id.clone()]);
+        assert_eq!(stats, std::slice::from_ref(&id));
 
         let mut stats = Vec::new();
         let mut stream = node
@@ -53,7 +53,7 @@ fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
         while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
             stats.extend(chunk.pod_sandbox_stats.into_iter().filter_map(|stats| Some(stats.attributes?.id)));
         }
-        assert_eq!(stats, [pod.clone()]);
+        assert_eq!(stats, std::slice::from_ref(&pod));
 
         let list =
             node.call(client().list_container_stats(ListContainerStatsRequest::default())).expect("the list");
@@ -71,13 +71,13 @@ fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
         while let Some(chunk) = node.call(stream.message()).expect("a chunk") {
             images.extend(chunk.images.into_iter().flat_map(|image| image.repo_tags));
         }
-        assert_eq!(images, [node.image.clone()]);
+        assert_eq!(images, std::slice::from_ref(&node.image));
     }
 }
 
 #[test]
 fn privileged_the_runtime_says_what_it_is_and_takes_its_configuration() {
-    let node = Node::new();
+    let mut node = Node::new();
     let version =
         node.call(node.runtime.clone().version(VersionRequest::default())).expect("Version").into_inner();
     assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("brig", "v1"));
@@ -101,6 +101,11 @@ fn privileged_the_runtime_says_what_it_is_and_takes_its_configuration() {
     let pod = node.run_pod(&node.pod_config("cidr"));
     let ip = node.pod_status(&pod).network.expect("network").ip;
     assert!(ip.starts_with("10.77.5."), "{ip}");
+    node.kill_brigd();
+    node.restart_brigd();
+    let pod = node.run_pod(&node.pod_config("again"));
+    let ip = node.pod_status(&pod).network.expect("network").ip;
+    assert!(ip.starts_with("10.77.5."), "kept over a restart: {ip}");
     let network_config = Some(NetworkConfig { pod_cidr: "10.77.5.0/99".into() });
     let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
     let error = node.call(node.runtime.clone().update_runtime_config(request)).expect_err("no such prefix");

@@ -79,6 +79,11 @@ enum StartError {
 
 /// Runs the monitor of one pod; brigd is at standard input.
 pub fn main() -> ExitCode {
+    // Whatever a careless parent left open would reach every runtime and container of the pod.
+    if let Err(error) = crate::sys::fd::close_all_but(3, &[]) {
+        eprintln!("brig-monitor: cannot close inherited descriptors: {error}");
+        return ExitCode::FAILURE;
+    }
     match start() {
         Ok(supervisor) => {
             supervisor.run();

@@ -23,6 +23,7 @@ use std::marker::PhantomData;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +37,10 @@ const CACHE_BYTES: u64 = 1 << 20;
 /// Size of sled's log buffers (several exist) and of its unit of reuse. sled's default of 512 KiB costs
 /// resident memory and makes an empty database larger than all our records.
 const SEGMENT_BYTES: usize = 64 << 10;
+
+/// How long an opening waits for the lock of another one that is ending, and how often it looks.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why the database failed.
 #[derive(Debug, thiserror::Error)]
@@ -116,16 +121,27 @@ impl Records {
             .mode(0o700)
             .create(dir)
             .map_err(|source| RecordsError::CreateDir { dir: dir.to_owned(), source })?;
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE_BYTES)
             .segment_size(SEGMENT_BYTES)
             .mode(sled::Mode::LowSpace)
             .use_compression(false)
             // No timer thread: whoever needs durability calls flush, and waits for it.
-            .flush_every_ms(None)
-            .open()
-            .map_err(|source| RecordsError::Open { dir: dir.to_owned(), source })?;
+            .flush_every_ms(None);
+        let mut waited = Duration::ZERO;
+        let db = loop {
+            match config.open() {
+                Ok(db) => break db,
+                // sled lets go of its lock a moment after its last handle is dropped, on a thread of its own; and a
+                // daemon that is just ending holds it until it has ended.
+                Err(sled::Error::Io(_)) if waited < LOCK_WAIT => {
+                    std::thread::sleep(LOCK_AGAIN);
+                    waited += LOCK_AGAIN;
+                }
+                Err(source) => return Err(RecordsError::Open { dir: dir.to_owned(), source }),
+            }
+        };
         Ok(Self { db, dir: dir.to_owned() })
     }
 

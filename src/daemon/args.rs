@@ -28,7 +28,8 @@ pub(crate) struct Args {
     /// Log this and what is graver, instead of `server.log_level`.
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub(crate) log_level: Option<LogLevel>,
-    /// Check every image and layer in the data directory, print what is wrong, and exit. Changes nothing.
+    /// Check every image and layer in the data directory, print what is wrong, and exit. Like
+    /// every start it takes back what an interrupted pull left; it mends nothing else.
     #[arg(long)]
     pub(crate) verify: bool,
     /// Print the configuration that would be used, with a comment for every key, and exit.

@@ -13,7 +13,7 @@
 //!
 //! A monitor outlives the daemon that started it, so old readers meet new writers: unknown fields are ignored, an
 //! unknown request is answered by [`Failure::Unsupported`], and an unknown reply or event is [`Reply::Unknown`] or
-//! [`Event::Unknown`]. What needs more than that raises [`VERSION`]. The bytes of every message are fixed by a test.
+//! [`Event::Unknown`]. What needs more than that raises [`VERSION`]. The bytes of a choice of messages are fixed by a test.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;

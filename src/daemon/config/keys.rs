@@ -192,13 +192,13 @@ tables! {
 
     /// Metrics for Prometheus.
     struct Metrics {
-        /// Where /metrics is served; empty is nowhere, because anyone who reaches the port can read it.
+        /// Not served by this version yet. Where /metrics is served; empty is nowhere, because anyone who reaches the port can read it.
         listen: Option<SocketAddr> = "\"\"", "IP:PORT, or empty";
     }
 
     /// Exec, attach and port-forward, which the API server streams over HTTP through the kubelet.
     struct Stream {
-        /// Where streams are served. The kubelet connects from the same machine; port 0 lets the kernel choose.
+        /// Not served by this version yet. Where streams are served. The kubelet connects from the same machine; port 0 lets the kernel choose.
         listen: SocketAddr = "\"127.0.0.1:0\"", "IP:PORT";
         /// A stream on which nothing moves for so long is closed. The kubelet's own default.
         idle_timeout: Duration = "\"4h\"", "duration", "\"1s\"" to "\"168h\"";

@@ -25,8 +25,9 @@ test: setup
 demo: build
 	@deploy/demo.sh $(IMAGE)
 
+# ONLY="life crowd" takes only those parts.
 bench: build
-	@tests/run.sh bench
+	@tests/run.sh bench $(ONLY)
 
 install: build
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" deploy/install.sh install

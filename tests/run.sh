@@ -6,7 +6,7 @@
 # looked for afterwards, and whatever is left fails the run.
 #
 # STAGES="fmt unit" runs only those, FILTER=words only tests whose names hold them. Without root the stages that need it are refused, not skipped.
-# `tests/run.sh bench` runs the benchmark instead, in namespaces of the same kind, with the binaries of target/dist.
+# `tests/run.sh bench [PART…]` runs the benchmark instead, in namespaces of the same kind, with the binaries of target/dist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -101,7 +101,8 @@ nothing_left() {
 
 if [ "${1:-}" = bench ]; then
     cargo bench --quiet --no-run --bench bench
-    BRIG_TEST_BIN_DIR=$PWD/target/dist isolated cargo bench --quiet --offline --bench bench
+    shift
+    BRIG_TEST_BIN_DIR=$PWD/target/dist isolated cargo bench --quiet --offline --bench bench -- "$@"
     exit
 fi
 

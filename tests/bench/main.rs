@@ -18,28 +18,51 @@ const RUNS: usize = 30;
 /// Longer than what the kernel does in the background after a pod has gone (grace periods of RCU).
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Which figures to take: words on the command line (`make bench ONLY="life crowd"`), all of them if none is given.
+const PARTS: [(&str, fn()); 3] = [("life", handlers_life), ("mounts", mounts), ("crowd", crowd)];
+
 fn main() {
+    // Cargo adds options of its own, as `--bench`.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     println!("{}", machine());
     println!("{:<58} {:>10} {:>10} {:>10}", "figure (ms unless said otherwise)", "median", "min", "p90");
+    for (name, part) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            part();
+        }
+    }
+}
+
+/// One pod at a time, on every handler.
+fn handlers_life() {
     for handler in handlers() {
         let node = Node::with(Options { handler: handler.into(), ..Options::default() });
         node.busybox();
-        let (start, end) = life(&node, "plain", Duration::ZERO);
-        row(&format!("{handler}: run pod + create + start"), &start);
-        row(&format!("{handler}: stop(0) + remove container + stop + remove pod"), &end);
+        life(&node, "plain", Duration::ZERO).rows(handler, "");
         row(&format!("{handler}: ExecSync true"), &exec(&node, Duration::ZERO));
         // What a quiet node sees: the kernel has forgotten the last move between cgroups by then.
-        let (start, _) = life(&node, "paused", PAUSE);
-        row(&format!("{handler}: run pod + create + start, each after a pause"), &start);
+        life(&node, "paused", PAUSE).rows(handler, ", each after a pause");
         row(&format!("{handler}: ExecSync true, each after a pause"), &exec(&node, PAUSE));
     }
+}
+
+/// One pod at a time on a host with many mounts. Runs with few mounts before and after tell growth from noise.
+fn mounts() {
     let node = Node::new();
     node.busybox();
-    let _mounts = Mounts::make(3000);
-    let (start, _) = life(&node, "mounts", Duration::ZERO);
-    row("brig: run pod + create + start, 3000 host mounts", &start);
-    drop(_mounts);
+    life(&node, "before", Duration::ZERO).rows("brig", ", few host mounts");
+    let mounts = Mounts::make(3000);
+    life(&node, "mounts", Duration::ZERO).rows("brig", ", 3000 host mounts");
+    drop(mounts);
+    life(&node, "after", Duration::ZERO).rows("brig", ", few host mounts again");
+}
+
+/// One pod at a time beside many, and what the many cost.
+fn crowd() {
+    let node = Node::new();
+    node.busybox();
     println!("{:<58} {:>10.1}", "brigd at rest, RSS (MiB)", rss_mib(node.brigd_pid()));
+    life(&node, "alone", Duration::ZERO).rows("brig", ", no other pod");
     let mut pods = fill(&node, 0, 50);
     println!("{:<58} {:>10.1}", "brigd with 50 pods, RSS (MiB)", rss_mib(node.brigd_pid()));
     println!(
@@ -56,26 +79,47 @@ fn main() {
         }),
     );
     pods.extend(fill(&node, 100, 200));
-    let (start, end) = life(&node, "crowd", Duration::ZERO);
-    row("brig: run pod + create + start, 200 pods running", &start);
-    row("brig: stop and remove, 200 pods running", &end);
+    life(&node, "crowd", Duration::ZERO).rows("brig", ", 200 pods running");
     let begin = Instant::now();
     for pod in &pods {
         node.remove_pod(pod);
     }
     println!("{:<58} {:>10.1}", "RemovePodSandbox of 200 running pods, each", ms(begin.elapsed()) / 200.0);
+    life(&node, "alone-again", Duration::ZERO).rows("brig", ", no other pod again");
 }
 
-/// The whole life of a pod of one container, `RUNS` times: (to started, from running to removed).
-fn life(node: &Node, name: &str, pause: Duration) -> (Vec<Duration>, Vec<Duration>) {
-    let (mut starts, mut ends) = (Vec::new(), Vec::new());
+/// What each step of a pod's life took, a figure per run.
+#[derive(Default)]
+struct Life {
+    run: Vec<Duration>,
+    create: Vec<Duration>,
+    start: Vec<Duration>,
+    started: Vec<Duration>,
+    ended: Vec<Duration>,
+}
+
+impl Life {
+    fn rows(&self, handler: &str, when: &str) {
+        row(&format!("{handler}: run pod + create + start{when}"), &self.started);
+        row("    of it RunPodSandbox", &self.run);
+        row("    of it CreateContainer", &self.create);
+        row("    of it StartContainer", &self.start);
+        row(&format!("{handler}: stop(0) + remove, both{when}"), &self.ended);
+    }
+}
+
+/// The whole life of a pod of one container, `RUNS` times.
+fn life(node: &Node, name: &str, pause: Duration) -> Life {
+    let mut life = Life::default();
     for run in 0..=RUNS {
         let config = node.pod_config(&format!("{name}{run}"));
         let container = node.container_config("main", "exec sleep 1000");
         std::thread::sleep(pause);
         let begin = Instant::now();
         let pod = node.run_pod(&config);
+        let ran = Instant::now();
         let id = node.create(&pod, &container, &config);
+        let created = Instant::now();
         node.start(&id);
         let started = Instant::now();
         node.stop_container(&id, 0);
@@ -84,11 +128,14 @@ fn life(node: &Node, name: &str, pause: Duration) -> (Vec<Duration>, Vec<Duratio
         node.remove_pod(&pod);
         // The first run warms caches and is not counted.
         if run > 0 {
-            starts.push(started - begin);
-            ends.push(started.elapsed());
+            life.run.push(ran - begin);
+            life.create.push(created - ran);
+            life.start.push(started - created);
+            life.started.push(started - begin);
+            life.ended.push(started.elapsed());
         }
     }
-    (starts, ends)
+    life
 }
 
 fn exec(node: &Node, pause: Duration) -> Vec<Duration> {

@@ -29,6 +29,8 @@ mod reclaim;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod seccomp_default;
+#[cfg(test)]
+mod seccomp_peers;
 pub(crate) mod spec;
 mod start;
 pub(crate) mod state;

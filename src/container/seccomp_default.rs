@@ -191,7 +191,7 @@ fn sockets(capabilities: &HashSet<Capability>) -> Vec<LinuxSyscall> {
     } else {
         // Protocols are below 32 (MAX_LINKS in linux/netlink.h).
         for bit in (0..5).map(|bit| 1 << bit) {
-            allow("socket", &[netlink.clone(), masked(2, bit, !NETLINK_AUDIT & bit)]);
+            allow("socket", &[netlink, masked(2, bit, !NETLINK_AUDIT & bit)]);
         }
     }
     // Levels end below 512 (linux/socket.h), options of TCP below 63; what these bits leave out nobody has.

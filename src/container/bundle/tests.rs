@@ -485,7 +485,7 @@ fn selinux_labels_come_from_container_pod_and_default_in_this_order() {
         (format!("system_u:system_r:{kind}:{level}"), format!("system_u:object_r:container_file_t:{level}"))
     };
     // 0x11111111 of the pod's id.
-    let own = "s0:c273,c547";
+    let own = "s0:c273,c615";
     assert_eq!(labels(&fixture), label("container_t", own));
     let relabels = fixture.generate().unwrap().relabels.unwrap();
     assert_eq!(relabels, Relabels { label: label("", own).1, paths: vec![dir] });

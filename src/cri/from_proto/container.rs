@@ -404,6 +404,31 @@ mod tests {
     }
 
     #[test]
+    fn cdi_devices_are_named_by_field_or_annotation_and_once() {
+        let named = |names: &[&str], annotation: Option<&str>| {
+            with(|c| {
+                c.cdi_devices = names.iter().map(|name| v1::CdiDevice { name: (*name).into() }).collect();
+                if let Some(value) = annotation {
+                    c.annotations.insert("cdi.k8s.io/a".into(), value.into());
+                }
+            })
+            .map(|spec| spec.cdi_devices)
+        };
+        assert_eq!(
+            named(&["a.b/c=1", "a.b/c=2"], Some("a.b/c=2, a.b/c=3")),
+            Ok(vec!["a.b/c=1".into(), "a.b/c=2".into(), "a.b/c=3".into()])
+        );
+        assert_eq!(
+            named(&["a.b/c"], None).unwrap_err(),
+            "config.CDI_devices[0].name is \"a.b/c\": must be \"vendor/class=name\""
+        );
+        assert_eq!(
+            named(&[], Some("a.b/c=1,")).unwrap_err(),
+            "config.annotations[\"cdi.k8s.io/a\"] is \"\": must be \"vendor/class=name\""
+        );
+    }
+
+    #[test]
     fn stop_signals_get_their_usual_names() {
         let signal = |number: i32| with(|c| c.stop_signal = number).map(|spec| spec.stop_signal);
         for (number, name) in [

@@ -128,6 +128,10 @@ pub(crate) enum PodError {
         "the binary {path} of handler {handler:?} is missing; install it or change [handlers.{handler}] path"
     )]
     NoRuntime { handler: String, path: PathBuf },
+    #[error(
+        "pod {name:?} asks for a user namespace, which handler {handler:?} does not support; use another handler"
+    )]
+    NoUserNamespaces { name: String, handler: String },
     #[error("cannot {action} {path}")]
     File {
         action: &'static str,

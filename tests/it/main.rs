@@ -7,6 +7,7 @@ mod chaos;
 mod cli;
 mod fixture;
 mod images;
+mod metrics;
 mod pods;
 mod rpcs;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]

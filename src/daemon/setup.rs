@@ -20,6 +20,7 @@ use crate::events::Bus;
 use crate::image::pull::{PullConfig, Puller};
 use crate::image::reference::Reference;
 use crate::image::{Limits, Store, StoreError};
+use crate::metrics::own::Own;
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
@@ -36,6 +37,8 @@ pub(super) struct Node {
     pub pod_records: pod::record::Records,
     pub container_records: container::record::Records,
     pub bus: Bus,
+    /// What the daemon counts about itself.
+    pub own: Own,
     /// Held until the process ends, so two daemons never share a directory.
     _locks: [File; 2],
 }
@@ -119,6 +122,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         teardown_timeout: config.network.cni_timeout,
     })
     .map_err(SetupError::Network)?;
+    let own = Own::default();
     let puller = Puller::new(
         store.clone(),
         PullConfig {
@@ -127,6 +131,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             parallel_layers: config.images.parallel_layers as usize,
             stall_timeout: config.images.stall_timeout,
             pinned: config.images.pinned.clone(),
+            own: own.clone(),
             ..PullConfig::default()
         },
     );
@@ -169,6 +174,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         pod_records,
         container_records,
         bus,
+        own,
         _locks: locks,
     })
 }
@@ -204,6 +210,7 @@ impl Node {
             store: self.store.clone(),
             puller: self.puller.clone(),
             bus: self.bus.clone(),
+            own: self.own.clone(),
         }
     }
 }

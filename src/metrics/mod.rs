@@ -5,6 +5,7 @@
 //! reading.rs    one look at a container or a pod, and the samples that follow from it
 //! proc.rs       what /proc tells of a container's processes
 //! disk.rs       which device, how large the file system is, whether the host swaps
+//! own.rs        what the daemon counts about itself
 //! ```
 //!
 //! Names, labels and units are cAdvisor's, because dashboards and alerts are written against them. What the kernel does
@@ -13,6 +14,7 @@
 
 mod catalogue;
 mod disk;
+pub(crate) mod own;
 mod proc;
 mod reading;
 

@@ -159,3 +159,86 @@ fn privileged_a_pod_in_the_host_network_has_no_network_metrics() {
     let all = list(&node);
     assert_eq!((all[0].pod_sandbox_id.as_str(), all[0].metrics.len()), (pod.as_str(), 0));
 }
+
+/// The samples that the daemon serves, by name and labels as they stand in the text.
+fn scrape(address: &str) -> BTreeMap<String, f64> {
+    let (head, body) = http(address, "GET /metrics");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.ends_with("# EOF\n"), "{body}");
+    let samples = body.lines().filter(|line| !line.starts_with('#'));
+    samples
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a value");
+            (name.to_owned(), value.parse().expect("a number"))
+        })
+        .collect()
+}
+
+fn http(address: &str, request: &str) -> (String, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+    write!(stream, "{request} HTTP/1.1\r\nHost: brig\r\nConnection: close\r\n\r\n").expect("the request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_owned(), body.to_owned())
+}
+
+#[test]
+fn privileged_the_daemon_tells_prometheus_what_it_does() {
+    let config = "[metrics]\nlisten = \"127.0.0.1:0\"".to_owned();
+    let node = Node::with(Options { config, ..Options::default() });
+    let address = eventually(|| {
+        let log = node.log();
+        let line = log.lines().find(|line| line.contains("serving metrics"))?.to_owned();
+        Some(line.split_once("address=")?.1.to_owned())
+    });
+    node.busybox();
+    let config = node.pod_config("own");
+    let pod = node.run_pod(&config);
+    node.run_container(&pod, &config, "main", "exec sleep 1000");
+    let request = ContainerStatusRequest { container_id: "0".repeat(64), verbose: false };
+    node.call(node.runtime.clone().container_status(request)).expect_err("unknown");
+
+    let seen = scrape(&address);
+    for (name, value) in [
+        (r#"brig_rpc_duration_seconds_count{method="RunPodSandbox"}"#, 1.0),
+        (r#"brig_rpc_errors_total{method="ContainerStatus",code="NotFound"}"#, 1.0),
+        (r#"brig_image_pull_duration_seconds_count{outcome="done"}"#, 1.0),
+        (r#"brig_image_layers_total{source="registry"}"#, 1.0),
+        (r#"brig_pods{state="ready"}"#, 1.0),
+        (r#"brig_containers{state="running"}"#, 1.0),
+        (r#"brig_containers{state="exited"}"#, 0.0),
+        ("brig_monitors", 1.0),
+        ("brig_images", 1.0),
+    ] {
+        assert_eq!(seen.get(name), Some(&value), "{name} in {seen:#?}");
+    }
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64();
+    for name in [
+        "brig_image_pulled_bytes_total",
+        "brig_store_bytes",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    ] {
+        assert!(seen[name] > 0.0, "{name}");
+    }
+    let age = now - seen["process_start_time_seconds"];
+    assert!((-2.0..600.0).contains(&age), "started {age} s ago");
+
+    // What the dashboard draws exists; series that begin with an event are drawn once it has happened.
+    let known: BTreeSet<_> = seen.keys().map(|name| name.split('{').next().expect("a name")).collect();
+    let dashboard = include_str!("../../deploy/grafana.json");
+    let words = dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let drawn: BTreeSet<_> =
+        words.filter(|word| word.starts_with("brig_") || word.starts_with("process_")).collect();
+    assert!(drawn.len() > 12, "{drawn:?}");
+    assert_eq!(drawn.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
+
+    let (head, _) = http(&address, "GET /");
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    let (head, _) = http(&address, "DELETE /metrics");
+    assert!(head.starts_with("HTTP/1.1 405 "), "{head}");
+}

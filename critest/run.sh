@@ -60,6 +60,8 @@ mount -t tmpfs tmpfs /run
 mount --make-rshared /
 ip link set lo up
 work=$(mktemp -d /run/critest.XXXXXX)
+# On the way to the rootfs of containers whose root owns nothing here.
+chmod 711 "$work"
 # What the specs make for themselves below the temporary directory has to be on a mount of these namespaces.
 export TMPDIR=$work/tmp
 mkdir "$TMPDIR"

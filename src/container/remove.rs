@@ -1,6 +1,6 @@
 //! RemoveContainer: kill what runs, then runtime state, bundle, rootfs, record. The log file is the kubelet's.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::state::{Admission, Request};
@@ -45,6 +45,15 @@ impl Containers {
 
     /// Removes what the OCI runtime keeps about an exited container: state and cgroup. Repeats are fine.
     pub(crate) async fn delete_in_runtime(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
+        let stop = {
+            let stopping = container.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+            stopping.as_ref().map(|sender| sender.subscribe())
+        };
+        if let Some(mut stop) = stop {
+            // The container has ended, but the kill that ended it may be at work still. For a kill of all processes runc
+            // freezes the cgroup (v1), and a delete meanwhile fails: "invalid state transition from stopped to paused".
+            while stop.changed().await.is_ok() {}
+        }
         match container.placement.monitor.delete(container.id().as_str()).await {
             // Without a monitor there is nobody to ask; recovery has cleaned up what it left.
             Ok(()) | Err(MonitorError::NoSuchContainer { .. } | MonitorError::Gone) => Ok(()),

@@ -5,6 +5,7 @@
 
 mod chaos;
 mod cli;
+mod conformance;
 mod fixture;
 mod images;
 mod metrics;

@@ -16,6 +16,7 @@ Ends with 1 if there is a result in capitals, or no result at all.
 """
 
 import collections
+import pathlib
 import re
 import sys
 import xml.etree.ElementTree
@@ -27,8 +28,7 @@ FILTERED = "skipped"
 def skips(path):
     """[(pattern, may pass, reason)] of the lines `[?]PATTERN<tab>REASON<tab>ISSUE`."""
     found = []
-    for line in open(path):
-        line = line.rstrip("\n")
+    for line in pathlib.Path(path).read_text().splitlines():
         if not line or line.startswith("#"):
             continue
         pattern, reason, issue = line.split("\t")
@@ -69,8 +69,8 @@ def failure(case):
     return " ".join(message.split())[:200] or case.get("status")
 
 
-def main():
-    rows = sorted(results(sys.argv[1], skips(sys.argv[2])), key=lambda row: (row[0] != "passed", row[0], row[2]))
+def main(arguments):
+    rows = sorted(results(arguments[1], skips(arguments[2])), key=lambda row: (row[0] != "passed", row[0], row[2]))
     for result, seconds, name, why in rows:
         print(f"{result:8} {seconds:7.2f}  {name}" + (f"\n                  {why}" if why else ""))
     counts = collections.Counter(row[0] for row in rows)
@@ -79,4 +79,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv)

@@ -1,13 +1,14 @@
 //! What `/proc` tells of the processes of a container. Blocking.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 
 /// Counts over the processes of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Processes {
     pub(crate) count: u64,
-    /// `None` when there were too many to look at.
+    /// `None` when there were too many to look at, or we may not.
     pub(crate) descriptors: Option<Descriptors>,
     /// Soft limit of open files of the first process; `None` once it has gone, or without a limit.
     pub(crate) open_files_max: Option<u64>,
@@ -39,8 +40,12 @@ impl Processes {
 fn descriptors(pids: &[i32]) -> Option<Descriptors> {
     let mut sum = Descriptors::default();
     for pid in pids {
-        // Processes come and go meanwhile.
-        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+            Ok(entries) => entries,
+            // Processes come and go meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(_) => return None,
+        };
         for entry in entries.flatten() {
             sum.open += 1;
             if sum.open > DESCRIPTORS_MAX {

@@ -108,7 +108,8 @@ mod tests {
             let text: Vec<_> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
             (metric.metric_type(), metric.timestamp, text.join(","), metric.value.unwrap().value)
         };
-        let (id, name, image) = (&container.id, &container.spec.name, &container.spec.image.image);
+        let (id, name) = (&container.id, &container.spec.name);
+        let image = &container.spec.image.user_specified_image;
         let identity = &pod.spec.identity;
         let place = format!("namespace={},pod={}", identity.namespace, identity.name);
         assert_eq!(

@@ -70,6 +70,10 @@ python3 "$here/registry.py" "$work/port" "$work/certs" &
 registry=$!
 brigd=
 finish() {
+    # What a spec that failed has left: monitors would outlive the daemon.
+    if [ -n "$brigd" ]; then
+        "$bin/brig" --address "$socket" pods --quiet 2>/dev/null | xargs -r "$bin/brig" --address "$socket" rm --force >/dev/null || true
+    fi
     [ -n "$brigd" ] && kill "$brigd" 2>/dev/null && wait "$brigd" || true
     kill "$registry" 2>/dev/null || true
 }

@@ -8,6 +8,7 @@ CERTS_DIR that make it the mirror of registry.k8s.io, gcr.io and k8s.gcr.io. End
 content in several tags share one manifest, as critest expects of its tags.
 """
 
+import functools
 import gzip
 import hashlib
 import http.server
@@ -84,9 +85,16 @@ def busybox_entries():
     busybox = shutil.which("busybox") or sys.exit("busybox is missing; install the package busybox-static")
     entries = [(d, "dir", None, 0o755, 0, 0) for d in ["bin", "etc", "dev", "proc", "sys", "root", "var", "var/www", "usr", "usr/bin", "usr/sbin"]]
     entries += [("tmp", "dir", None, 0o1777, 0, 0)]
-    entries.append(("bin/busybox", "file", pathlib.Path(busybox).read_bytes(), 0o755, 0, 0))
+    program = pathlib.Path(busybox).read_bytes()
+    entries.append(("bin/busybox", "file", program, 0o755, 0, 0))
+    # Debian's busybox-static is its shell's own ls, so one that is masked in the file system would never be looked at. This
+    # copy of the shell knows no applet of that name ("lr" keeps the sorted table sorted) and searches PATH.
+    shell = program.replace(b"\0ls\0", b"\0lr\0")
+    if program.count(b"\0ls\0") != 1:
+        sys.exit(f"the table of applets was not found in {busybox}")
+    entries.append(("bin/sh", "file", shell, 0o755, 0, 0))
     for applet in os.popen(f"{busybox} --list").read().split():
-        if applet != "busybox":
+        if applet not in ("busybox", "sh"):
             # A hard link, as in the real image: what masks one applet's path must not mask them all.
             entries.append((f"bin/{applet}", "link", "bin/busybox", 0o755, 0, 0))
     for program, script in SCRIPTS.items():
@@ -108,12 +116,16 @@ def elf(code):
     return header + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000) + code
 
 
+@functools.cache
+def stored_layer(layer):
+    """Stores a layer, once for all its images: digest, bytes and diff id."""
+    packed = gzip.compress(layer, 6, mtime=0)
+    return put(packed), len(packed), "sha256:" + hashlib.sha256(layer).hexdigest()
+
+
 def image(layers, **config):
     """Stores an image and returns the digest of its manifest."""
-    stored = []
-    for layer in layers:
-        packed = gzip.compress(layer, 6, mtime=0)
-        stored.append((put(packed), len(packed), "sha256:" + hashlib.sha256(layer).hexdigest()))
+    stored = [stored_layer(layer) for layer in layers]
     document = {
         "architecture": ARCH,
         "os": "linux",

@@ -76,6 +76,8 @@ mod network;
 #[cfg(feature = "daemon")]
 mod events;
 #[cfg(feature = "daemon")]
+mod metrics;
+#[cfg(feature = "daemon")]
 mod stats;
 
 mod monitor;

@@ -92,9 +92,13 @@ pub(crate) struct PodUsage {
 pub(crate) struct InterfaceUsage {
     pub(crate) name: String,
     pub(crate) rx_bytes: u64,
+    pub(crate) rx_packets: u64,
     pub(crate) rx_errors: u64,
+    pub(crate) rx_dropped: u64,
     pub(crate) tx_bytes: u64,
+    pub(crate) tx_packets: u64,
     pub(crate) tx_errors: u64,
+    pub(crate) tx_dropped: u64,
 }
 
 /// Space that a folder takes on its file system.
@@ -212,9 +216,13 @@ fn parse_interfaces(text: &str) -> Vec<InterfaceUsage> {
             Some(InterfaceUsage {
                 name: name.trim().to_owned(),
                 rx_bytes: number(0)?,
+                rx_packets: number(1)?,
                 rx_errors: number(2)?,
+                rx_dropped: number(3)?,
                 tx_bytes: number(8)?,
+                tx_packets: number(9)?,
                 tx_errors: number(10)?,
+                tx_dropped: number(11)?,
             })
         })
         .filter(|interface| interface.name != "lo")
@@ -238,9 +246,18 @@ mod tests {
     #[test]
     fn interface_counters_are_read_without_loopback() {
         let text = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  \
-                    eth0:  10 2 3 0 0 0 0 0 40 5 6 0 0 0 0 0\n";
-        let expected =
-            InterfaceUsage { name: "eth0".into(), rx_bytes: 10, rx_errors: 3, tx_bytes: 40, tx_errors: 6 };
+                    eth0:  10 2 3 4 0 0 0 0 40 5 6 7 0 0 0 0\n";
+        let expected = InterfaceUsage {
+            name: "eth0".into(),
+            rx_bytes: 10,
+            rx_packets: 2,
+            rx_errors: 3,
+            rx_dropped: 4,
+            tx_bytes: 40,
+            tx_packets: 5,
+            tx_errors: 6,
+            tx_dropped: 7,
+        };
         assert_eq!(parse_interfaces(text), [expected]);
     }
 }

@@ -78,6 +78,22 @@ isolated_run() {
     CARGO_NET_OFFLINE=true isolated bash -euc 'run_tests "$@"' run_tests "$@" ${FILTER:+"$FILTER"}
 }
 
+# The official suite, where it is installed, with every handler that is; several specs at a time where ginkgo is installed too.
+conformance() {
+    local handler parallel=1
+    if ! command -v "${CRITEST:-critest}" >/dev/null; then
+        echo "critest is not installed; our own conformance tests have run among the integration tests"
+        return
+    fi
+    PYTHONDONTWRITEBYTECODE=1 python3 critest/report_test.py
+    ! command -v ginkgo >/dev/null || parallel=$(nproc)
+    for handler in brig runc; do
+        [ "$handler" = brig ] || command -v "$handler" >/dev/null || continue
+        critest/run.sh --bin target/test-bin --handler "$handler" --parallel "$parallel"
+        critest/run.sh --bin target/test-bin --handler "$handler" --transport websocket --focus Streaming --out "target/critest/$handler-websocket"
+    done
+}
+
 # Everything of ours that namespaces do not hold, one line each.
 leftovers() {
     ps -eo pid=,args= | grep -E '(^|[ /])(brigd|brig-monitor|brig-sandbox)( |$)' | grep -v grep | sed 's/^/process /' || true
@@ -114,5 +130,6 @@ stage deny deny
 stage helpers helpers
 stage unit unit
 stage integration integration
+stage critest conformance
 stage leftovers nothing_left
 echo "=== all: $SECONDS s"

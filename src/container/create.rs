@@ -3,9 +3,9 @@
 //! Each step consumes the one before and knows how to take everything back, so a failure leaves nothing.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -330,7 +330,10 @@ impl BundleWork {
         }
         let path = dir.join("config.json");
         let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
-        std::fs::write(&path, text).map_err(|e| file_error("write", &path, e))?;
+        // The environment has secrets.
+        let file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(&text)).map_err(|e| file_error("write", &path, e))?;
         let mount_fds = if handler.bundled {
             images.open_sources(&mount_sources, place.shm.as_deref())?
         } else {

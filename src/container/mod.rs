@@ -25,6 +25,7 @@ pub(crate) mod create;
 mod exec;
 mod exit;
 pub(crate) mod handler;
+mod metrics;
 pub(crate) mod place;
 mod reclaim;
 pub(crate) mod record;

@@ -38,6 +38,7 @@ use tonic::transport::Server as Grpc;
 use crate::events::Bus;
 use crate::image::Store;
 use crate::image::pull::Puller;
+use crate::metrics::own::Own;
 use crate::pod::Pods;
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::v1::image_service_server::ImageServiceServer;
@@ -57,6 +58,7 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) puller: Puller,
     pub(crate) bus: Bus,
+    pub(crate) own: Own,
 }
 
 /// What the daemon says of itself.
@@ -120,7 +122,7 @@ impl Server {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let router = Grpc::builder()
             .max_concurrent_streams(STREAMS_MAX)
-            .layer(trace::TraceLayer)
+            .layer(trace::TraceLayer { own: services.own.clone() })
             .add_service(runtime)
             .add_service(image)
             .add_service(AdminServer::new(admin::Operator::new(services)));

@@ -18,6 +18,7 @@ use super::from_proto::{self, BadRequest, some_id};
 use super::status::{Kind, refused, status};
 use super::to_proto;
 use crate::container::handler::Handler;
+use crate::container::status::Phase;
 use crate::container::{Container, Containers};
 use crate::events::{Event, EventKind};
 use crate::pod::Pod;
@@ -339,14 +340,14 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Err(not_yet("ListMetricDescriptors", "ask for PodSandboxStats instead"))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: to_proto::metric_descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        Err(not_yet("ListPodSandboxMetrics", "ask for PodSandboxStats instead"))
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics: self.metrics().await }))
     }
 
     type StreamPodSandboxMetricsStream = Chunks<StreamPodSandboxMetricsResponse>;
@@ -355,7 +356,10 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(not_yet("StreamPodSandboxMetrics", "ask for PodSandboxStats instead"))
+        let items = self.metrics().await;
+        Ok(Response::new(chunks(items, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        })))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
@@ -443,6 +447,37 @@ impl Runtime {
         let mut running = self.containers().of_pod(pod.id());
         running.retain(|container| filter::container_stats(&filter, &container.view()));
         Ok(to_proto::pod_stats(&pod.view(), &usage, self.stats_of(running).await))
+    }
+
+    /// Of every pod that is ready. What has just ended is left out.
+    async fn metrics(&self) -> Vec<PodSandboxMetrics> {
+        let mut ready = self.all.pods.list();
+        ready.retain(|pod| pod.view().ready);
+        let read = stream::iter(ready).map(|pod| async move { self.metrics_of(&pod).await });
+        read.buffered(STATS_AT_ONCE).collect().await
+    }
+
+    async fn metrics_of(&self, pod: &Arc<Pod>) -> PodSandboxMetrics {
+        let view = pod.view();
+        let mut containers = Vec::new();
+        for container in self.containers().of_pod(pod.id()) {
+            let own = container.view();
+            if own.state != Phase::Running {
+                continue;
+            }
+            match self.containers().metrics(&container).await {
+                Ok(reading) => containers.push(to_proto::container_metrics(
+                    &view,
+                    &own,
+                    Containers::cgroup_path(&container),
+                    reading.at,
+                    reading.samples(),
+                )),
+                Err(error) => tracing::debug!(container = %container.id(), error = %error, "no metrics"),
+            }
+        }
+        let (at, samples) = (UnixNanos::now(), self.all.pods.metrics(pod).await);
+        to_proto::pod_metrics(&view, pod.cgroup_path(), at, samples, containers)
     }
 
     /// One entry per handler by name, and the default one once more under the empty name.

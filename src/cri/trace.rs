@@ -19,21 +19,26 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use super::status::{Kind, status};
+use crate::metrics::own::{Answer, Own};
 
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TraceLayer;
+#[derive(Debug, Clone, Default)]
+pub(super) struct TraceLayer {
+    /// Where calls are counted.
+    pub(super) own: Own,
+}
 
 impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
 
     fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner }
+        Trace { inner, own: self.own.clone() }
     }
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Trace<S> {
     inner: S,
+    own: Own,
 }
 
 impl<S, B> Service<Request<B>> for Trace<S>
@@ -60,7 +65,7 @@ where
             limit.unwrap_or(NO_LIMIT),
             AssertUnwindSafe(self.inner.call(request)).catch_unwind(),
         );
-        let began = Instant::now();
+        let (began, own) = (Instant::now(), self.own.clone());
         Box::pin(
             async move {
                 let response = match answer.await {
@@ -73,7 +78,8 @@ where
                         status(Kind::Internal, format!("{rpc} panicked: {what}; this is a bug")).into_http()
                     }
                 };
-                note(response.headers(), began);
+                let answer = note(response.headers(), began);
+                own.rpc(&rpc, began.elapsed(), answer);
                 Ok(response)
             }
             .instrument(span),
@@ -100,13 +106,20 @@ fn timeout(text: &str) -> Option<Duration> {
 }
 
 /// One line per call. The error itself goes to the client, who is the one to log it.
-fn note(headers: &HeaderMap, began: Instant) {
+fn note(headers: &HeaderMap, began: Instant) -> Answer {
     let elapsed = began.elapsed();
     match Status::from_header_map(headers).filter(|status| status.code() != tonic::Code::Ok) {
         // The status of a call that succeeds comes after the body.
-        None => tracing::debug!(?elapsed, "answered"),
+        None => {
+            tracing::debug!(?elapsed, "answered");
+            Answer::Done
+        }
         Some(status) => {
-            tracing::debug!(?elapsed, code = ?status.code(), message = status.message(), "refused")
+            tracing::debug!(?elapsed, code = ?status.code(), message = status.message(), "refused");
+            match status.code() {
+                tonic::Code::Unimplemented => Answer::Unserved,
+                code => Answer::Refused(format!("{code:?}")),
+            }
         }
     }
 }
@@ -124,7 +137,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_is_not_done_in_its_time_answers_deadline_exceeded() {
-        let service = TraceLayer.layer(service_fn(|_: Request<()>| std::future::pending()));
+        let service = TraceLayer::default().layer(service_fn(|_: Request<()>| std::future::pending()));
         let request = Request::builder().uri("/x.Y/Slow").header("grpc-timeout", "1500u").body(()).unwrap();
         let late = service.oneshot(request).await.unwrap();
         assert_eq!(Status::from_header_map(late.headers()).unwrap().code(), tonic::Code::DeadlineExceeded);
@@ -145,7 +158,7 @@ mod tests {
             assert_ne!(request.uri().path(), "/x.Y/Panics", "on purpose");
             Ok::<_, Infallible>(Response::new(Body::empty()))
         });
-        let service = TraceLayer.layer(service);
+        let service = TraceLayer::default().layer(service);
         let call = |path: &str| service.clone().oneshot(Request::builder().uri(path).body(()).unwrap());
         let broken = call("/x.Y/Panics").await.unwrap();
         let status = Status::from_header_map(broken.headers()).unwrap();

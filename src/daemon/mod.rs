@@ -9,10 +9,11 @@ pub(crate) mod config;
 mod features;
 mod notify;
 mod recover;
+mod scrape;
 mod setup;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +46,8 @@ pub(crate) enum DaemonError {
     Records(#[from] crate::records::RecordsError),
     #[error(transparent)]
     Serve(#[from] crate::cri::ServeError),
+    #[error(transparent)]
+    Scrape(#[from] scrape::ScrapeError),
     #[error("the image store has {0} findings")]
     Damaged(usize),
     #[error("cannot listen for signals")]
@@ -103,7 +106,12 @@ async fn run(config: Config) -> Result<(), DaemonError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let grace = config.server.shutdown_grace;
     let node = setup::open(config).await?;
+    if let Some(address) = node.config.metrics.listen {
+        scrape::serve(address, &node).await?;
+    }
+    let began = Instant::now();
     recover::recover(&node).await?;
+    node.own.recovered(began.elapsed());
     let server = crate::cri::bind(&node.config.server.listen.0, node.services())?;
     notify::ready();
     tracing::info!(

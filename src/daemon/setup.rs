@@ -1,9 +1,9 @@
 //! From a configuration to a node: log, directories, lock, stores, tables.
 
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use crate::events::Bus;
 use crate::image::pull::{PullConfig, Puller};
 use crate::image::reference::Reference;
 use crate::image::{Limits, Store, StoreError};
+use crate::metrics::own::Own;
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
@@ -36,6 +37,8 @@ pub(super) struct Node {
     pub pod_records: pod::record::Records,
     pub container_records: container::record::Records,
     pub bus: Bus,
+    /// What the daemon counts about itself.
+    pub own: Own,
     /// Held until the process ends, so two daemons never share a directory.
     _locks: [File; 2],
 }
@@ -85,8 +88,13 @@ pub(super) fn log(server: &config::Server) {
 /// Opens directories, lock, stores and tables. Touches no pod.
 pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     let (root, run) = (config.server.root.clone(), config.server.run.clone());
-    for dir in [root.clone(), run.clone(), run.join("pods"), run.join("containers"), run.join("monitors")] {
-        make_private_dir(&dir)?;
+    // On the way to a rootfs: a foreign runtime looks for it as the root of a user namespace, who owns nothing here.
+    for dir in [run.clone(), run.join("containers")] {
+        make_dir(&dir, 0o711)?;
+    }
+    let private = ["pods", "monitors", "runtimes", "network"].map(|name| run.join(name));
+    for dir in [root.clone()].iter().chain(&private) {
+        make_dir(dir, 0o700)?;
     }
     let locks = [lock(&root)?, lock(&run)?];
     let store = {
@@ -119,6 +127,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         teardown_timeout: config.network.cni_timeout,
     })
     .map_err(SetupError::Network)?;
+    let own = Own::default();
     let puller = Puller::new(
         store.clone(),
         PullConfig {
@@ -127,6 +136,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             parallel_layers: config.images.parallel_layers as usize,
             stall_timeout: config.images.stall_timeout,
             pinned: config.images.pinned.clone(),
+            own: own.clone(),
             ..PullConfig::default()
         },
     );
@@ -171,6 +181,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         pod_records,
         container_records,
         bus,
+        own,
         _locks: locks,
     })
 }
@@ -206,6 +217,7 @@ impl Node {
             store: self.store.clone(),
             puller: self.puller.clone(),
             bus: self.bus.clone(),
+            own: self.own.clone(),
         }
     }
 }
@@ -275,15 +287,19 @@ fn sibling(dir: &Path, name: &'static str) -> Result<PathBuf, SetupError> {
     if path.is_file() { Ok(path) } else { Err(SetupError::NoSibling { name, dir: dir.to_owned() }) }
 }
 
-fn make_private_dir(path: &Path) -> Result<(), SetupError> {
+/// Makes a directory with exactly `mode`, or gives it to one that is there.
+fn make_dir(path: &Path, mode: u32) -> Result<(), SetupError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| SetupError::File { action: "create directory", path: path.to_owned(), source })
+    made.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(|source| SetupError::File { action: "create directory", path: path.to_owned(), source })
 }
 
 fn lock(dir: &Path) -> Result<File, SetupError> {
     let path = dir.join("brigd.lock");
     let error = |action, source| SetupError::File { action, path: path.clone(), source };
-    let file = File::create(&path).map_err(|source| error("create", source))?;
+    // Who can read it can lock it.
+    let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let file = options.map_err(|source| error("create", source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(SetupError::InUse(dir.to_owned())),

@@ -17,7 +17,7 @@ use std::error::Error;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -33,6 +33,7 @@ use super::registry::platform::Platform;
 use super::registry::{Limits, RegistryConfig, RegistryError, Session};
 use super::{Image, Layer, LayerExpectation, NewImage, Store, StoreError, UnpackError};
 use crate::id::Digest;
+use crate::metrics::own::Own;
 use crate::units;
 
 /// Chunks of a body that wait for the unpacker: with hyper's frames of at most 400 KiB or so, a few MiB per layer.
@@ -58,6 +59,8 @@ pub(crate) struct PullConfig {
     /// Tries per request, and the first wait between two.
     pub(crate) attempts: u32,
     pub(crate) backoff: Duration,
+    /// Where pulls are counted.
+    pub(crate) own: Own,
 }
 
 impl Default for PullConfig {
@@ -75,6 +78,7 @@ impl Default for PullConfig {
             max_image_bytes: units::Bytes(128 << 30),
             attempts,
             backoff,
+            own: Own::default(),
         }
     }
 }
@@ -157,6 +161,24 @@ pub(crate) enum PullErrorKind {
     /// Something on this machine: settings, credentials, the store.
     Local,
     Cancelled,
+}
+
+impl PullErrorKind {
+    /// As metrics name it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::Unavailable => "unavailable",
+            Self::Verification => "verification",
+            Self::NoPlatform => "no_platform",
+            Self::BadLayer => "bad_layer",
+            Self::NoSpace => "no_space",
+            Self::Stalled => "stalled",
+            Self::Local => "local",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 impl PullError {
@@ -271,6 +293,7 @@ impl Puller {
             let mut seats = flight.seats.lock().unwrap_or_else(PoisonError::into_inner);
             if !flight.cancel.is_cancelled() {
                 *seats += 1;
+                self.inner.config.own.pull_joined();
                 return Seat { flight: Arc::clone(flight) };
             }
         }
@@ -286,7 +309,9 @@ impl Puller {
         let (inner, running) = (Arc::clone(&self.inner), Arc::clone(&flight));
         let span = tracing::info_span!("pull", reference = %key.reference);
         let task = async move {
+            let began = Instant::now();
             let result = inner.fly(&key, &running).await;
+            inner.count(&running, &result, began.elapsed());
             if result.is_err() {
                 inner.sweep().await;
             }
@@ -337,6 +362,19 @@ impl Drop for Seat {
 }
 
 impl Inner {
+    fn count(&self, flight: &Flight, result: &Result<Arc<Image>, PullError>, took: Duration) {
+        for layer in &flight.progress.borrow().layers {
+            match layer.phase {
+                Phase::Waiting => {}
+                // What came before a failure has been paid for as well.
+                Phase::Downloading | Phase::Done => self.config.own.layer(Some(layer.current)),
+                Phase::Present => self.config.own.layer(None),
+            }
+        }
+        let outcome = result.as_ref().map_or_else(|error| error.kind().as_str(), |_| "done");
+        self.config.own.pulled(outcome, took);
+    }
+
     /// The pull itself. Ends only when everything that it started has ended.
     async fn fly(self: &Arc<Self>, key: &FlightKey, flight: &Arc<Flight>) -> Result<Arc<Image>, PullError> {
         let reference = &key.reference;

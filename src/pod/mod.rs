@@ -17,6 +17,7 @@
 //! `creating` lets CreateContainer go on side by side but never beside a stop.
 
 mod adopt;
+mod metrics;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod run;

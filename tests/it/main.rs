@@ -5,8 +5,10 @@
 
 mod chaos;
 mod cli;
+mod conformance;
 mod fixture;
 mod images;
+mod metrics;
 mod pods;
 mod rpcs;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]

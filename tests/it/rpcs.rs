@@ -153,9 +153,6 @@ fn privileged_what_is_not_there_yet_says_so() {
                 .checkpoint_container(CheckpointContainerRequest { container_id: id, ..Default::default() }),
         )
         .err(),
-        node.call(client().list_metric_descriptors(ListMetricDescriptorsRequest::default())).err(),
-        node.call(client().list_pod_sandbox_metrics(ListPodSandboxMetricsRequest::default())).err(),
-        node.call(client().stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest::default())).err(),
     ];
     for error in codes {
         let error = error.expect("an error");
@@ -247,4 +244,25 @@ fn privileged_a_host_port_leads_to_its_pod_and_belongs_to_one_pod() {
         let pod = node.run_pod(&other);
         node.remove_pod(&pod);
     }
+}
+
+#[test]
+fn privileged_the_run_directory_can_be_passed_through_and_not_looked_into() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::new();
+    node.busybox();
+    let config = node.pod_config("modes");
+    let id = node.run_container(&node.run_pod(&config), &config, "main", "exec sleep 1000");
+    let mode = |path: &str| {
+        let path = node.run_dir().join(path);
+        path.metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display())).permissions().mode()
+            & 0o777
+    };
+    // The root of a user namespace, who owns nothing here, is on the way to a container's rootfs.
+    assert_eq!(["", "containers"].map(mode), [0o711; 2]);
+    assert_eq!(["pods", "monitors", "runtimes", "network", "records"].map(mode), [0o700; 5]);
+    assert_eq!(
+        [format!("containers/{id}/config.json"), "brigd.lock".into()].each_ref().map(|it| mode(it)),
+        [0o600; 2]
+    );
 }

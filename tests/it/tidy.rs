@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `lib.rs` from the outermost to the innermost. A module may name those after it, and of those before
 /// it only what lies in a `spec` file: a parsed request is a value that is handed down.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "cli",
     "daemon",
     "cri",
@@ -16,6 +16,7 @@ const ORDER: [&str; 17] = [
     "image",
     "network",
     "events",
+    "metrics",
     "stats",
     "monitor",
     "sandbox",

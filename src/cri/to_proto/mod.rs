@@ -4,12 +4,14 @@
 //! `verifyContainerStatus`) cannot be missing in the views this reads.
 
 mod image;
+mod metrics;
 mod signal;
 mod stats;
 
 use std::path::Path;
 
 pub(crate) use image::{fs_usage, image};
+pub(crate) use metrics::{container_metrics, metric_descriptors, pod_metrics};
 pub(crate) use stats::{container_stats, pod_stats};
 
 use crate::container::spec::{

@@ -195,7 +195,7 @@ tables! {
 
     /// Metrics for Prometheus.
     struct Metrics {
-        /// Not served by this version yet. Where /metrics is served; empty is nowhere, because anyone who reaches the port can read it.
+        /// Where /metrics is served over HTTP; empty is nowhere, because anyone who reaches the port can read it. Dashboard: grafana.json.
         listen: Option<SocketAddr> = "\"\"", "IP:PORT, or empty";
     }
 

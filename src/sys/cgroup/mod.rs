@@ -1,8 +1,8 @@
 //! Control groups through their file system: v1, hybrid and v2.
 //!
 //! Here are the hierarchies of this host, paths in them, and what a cgroup is good for: created, joined, frozen, killed,
-//! removed. `apply.rs` writes OCI resources, `stats.rs` reads usage, `devices.rs` says which devices may be opened. Which
-//! path a container gets is decided by callers.
+//! removed. `apply.rs` writes OCI resources, `stats.rs` reads usage (`details.rs` more of it), `devices.rs` says which
+//! devices may be opened. Which path a container gets is decided by callers.
 //!
 //! ```text
 //! v2      /sys/fs/cgroup/PATH
@@ -17,6 +17,8 @@
 //! except where a function says so.
 
 mod apply;
+#[cfg(feature = "daemon")]
+mod details;
 mod devices;
 mod path;
 mod stats;
@@ -39,8 +41,14 @@ use rustix::process::{Pid, Signal};
 
 #[cfg(test)]
 pub(crate) use apply::Warning;
+#[cfg(feature = "daemon")]
+pub(crate) use details::Details;
+#[cfg(all(feature = "daemon", test))]
+pub(crate) use details::{CpuLimits, HugePages, MemoryDetails};
 pub(crate) use path::{CgroupPath, PathError};
 pub(crate) use stats::DeviceIo;
+#[cfg(test)]
+pub(crate) use stats::{CpuStats, MemoryStats, PidsStats, Stats};
 #[cfg(any(feature = "daemon", test))]
 pub(crate) use stats::{PressureLine, Psi};
 

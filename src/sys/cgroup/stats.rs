@@ -194,7 +194,7 @@ impl Cgroup {
 }
 
 /// v1 writes "no limit" as the largest number of whole pages.
-const V1_NO_LIMIT: u64 = 0x7fff_ffff_ffff_0000;
+pub(super) const V1_NO_LIMIT: u64 = 0x7fff_ffff_ffff_0000;
 
 fn memory_v1(dir: &Path) -> Result<Option<MemoryStats>, CgroupError> {
     let Some(usage) = number(&dir.join("memory.usage_in_bytes"))? else { return Ok(None) };
@@ -340,7 +340,7 @@ fn parse_psi(text: &str) -> Psi {
     psi
 }
 
-fn text(path: &Path) -> Result<Option<String>, CgroupError> {
+pub(super) fn text(path: &Path) -> Result<Option<String>, CgroupError> {
     match read_bounded(path, FILE_BYTES_MAX) {
         Ok(text) => Ok(Some(text)),
         Err(err) if gone(&err) => Ok(None),
@@ -349,7 +349,7 @@ fn text(path: &Path) -> Result<Option<String>, CgroupError> {
 }
 
 /// A file with one number; `None` also for `max`.
-fn number(path: &Path) -> Result<Option<u64>, CgroupError> {
+pub(super) fn number(path: &Path) -> Result<Option<u64>, CgroupError> {
     Ok(text(path)?.and_then(|text| text.trim().parse().ok()))
 }
 

@@ -23,8 +23,6 @@ use super::spec::{ContainerSpec, Namespaces};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
 
-#[cfg(test)]
-pub(crate) use linux::check_sysctls;
 pub(crate) use linux::{cgroups_path, resources};
 pub(crate) use process::{StopSignal, stop_signal};
 
@@ -180,8 +178,6 @@ pub(crate) enum BundleError {
     TooManyDevices { path: PathBuf, max: usize },
     #[error("CDI device {0:?} is not supported")]
     Cdi(String),
-    #[error("sysctl {name:?} {why}")]
-    Sysctl { name: String, why: &'static str },
     #[error("cgroup parent {parent:?} is not usable: {why}")]
     CgroupParent { parent: String, why: &'static str },
     #[error("resource {field} {value:?} is not valid: {why}")]

@@ -525,30 +525,6 @@ fn resources_keep_what_is_unset_unset_and_are_checked() {
 }
 
 #[test]
-fn sysctls_are_those_of_namespaces_that_the_pod_owns() {
-    let own = Namespaces::default();
-    let hosts =
-        Namespaces { network: NamespaceMode::Node, ipc: NamespaceMode::Node, ..Namespaces::default() };
-    for (name, value, in_own, in_hosts) in [
-        ("net.ipv4.ip_forward", "1", true, false),
-        ("net/ipv4/ip_forward", "1", true, false),
-        ("kernel.shmmax", "1", true, false),
-        ("kernel.msgmax", "1", true, false),
-        ("fs.mqueue.msg_max", "1", true, false),
-        ("kernel.domainname", "x", true, false),
-        ("kernel.core_pattern", "|/bin/sh", false, false),
-        ("vm.swappiness", "1", false, false),
-        ("net.ipv4.ip_forward", "1\nx", false, false),
-        ("net.ipv4.ip_forward+kernel.core_pattern", "1", false, false),
-        ("net/../kernel/core_pattern", "1", false, false),
-    ] {
-        let map = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        assert_eq!(check_sysctls(&map, &own).is_ok(), in_own, "{name}");
-        assert_eq!(check_sysctls(&map, &hosts).is_ok(), in_hosts, "{name} on the host");
-    }
-}
-
-#[test]
 fn annotations_are_ours_and_what_the_handler_lets_through() {
     let mut fixture = Fixture::new();
     fixture.allowed = texts(&["ok.example/*", "exact", "org.systemd.property.*", "run.oci.*", "*"]);

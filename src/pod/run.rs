@@ -112,8 +112,14 @@ impl Intended {
         let handler = all.handler(&spec.handler)?;
         let saved =
             Saved { id: PodId::random(), created_at: UnixNanos::now(), handler: handler.name.clone(), spec };
-        let record =
-            PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
+        let record = PodRecord {
+            saved: saved.clone(),
+            state: None,
+            link: None,
+            place: None,
+            resources: None,
+            overhead: None,
+        };
         let put = all.0.records.put(record).await;
         put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
         Ok(Self { all: all.clone(), saved, handler })
@@ -253,6 +259,7 @@ impl Networked {
                 link: link.clone(),
                 place: Arc::new(place),
                 resources: intended.saved.spec.resources.clone(),
+                overhead: intended.saved.spec.overhead.clone(),
             }),
             saved: intended.saved.clone(),
             verb: tokio::sync::Mutex::default(),

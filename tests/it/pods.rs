@@ -324,6 +324,13 @@ fn privileged_events_report_the_life_of_a_pod() {
         let event = node.call(stream.message()).expect("the stream").expect("an event");
         let who = if event.container_id == pod { "pod" } else { "container" };
         assert!(event.created_at > 0);
+        // The kubelet learns from it whose event it is, and drops an event without it.
+        let status = event.pod_sandbox_status.clone().expect("the pod's status");
+        assert_eq!((status.id.as_str(), &*status.metadata.expect("metadata").uid), (&*pod, "uid-events"));
+        if event.container_event_type() == ContainerEventType::ContainerDeletedEvent {
+            assert!(event.containers_statuses.is_empty(), "only what is still there is listed");
+            assert!(who == "container" || status.state == i32::from(PodSandboxState::SandboxNotready));
+        }
         seen.push((who, event.container_event_type()));
     }
     use ContainerEventType::*;

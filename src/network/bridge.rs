@@ -91,6 +91,14 @@ pub(super) struct Attached {
     pub ports: Vec<HostPort>,
 }
 
+/// What a live pod has.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    pub pod: &'a PodId,
+    pub addresses: &'a [IpAddr],
+    pub ports: &'a [HostPort],
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Builtin {
@@ -395,21 +403,27 @@ impl Builtin {
         Ok(())
     }
 
-    /// Knows the live pods again after a restart, and takes back what others left: ports, links, addresses.
-    pub(super) fn sweep<'a>(
-        &self,
-        live: impl Iterator<Item = (&'a PodId, &'a [IpAddr], &'a [HostPort])>,
-    ) -> Result<Swept, BridgeError> {
-        self.settle();
+    /// Knows the live pods again after a restart.
+    pub(super) fn adopt(&self, live: &[Held<'_>]) -> Result<(), BridgeError> {
         let mut state = self.lock();
-        let mut pods = BTreeSet::new();
-        for (pod, addresses, ports) in live {
-            pods.insert(pod.clone());
-            self.ipam(&mut state)?.adopt(pod, addresses)?;
+        for Held { pod, addresses, ports } in live {
+            // Not for none: reading the records makes their directory.
+            if !addresses.is_empty() {
+                self.ipam(&mut state)?.adopt(pod, addresses)?;
+            }
             if !ports.is_empty() {
                 state.ports.take(pod, ports)?;
             }
         }
+        Ok(())
+    }
+
+    /// As [`Self::adopt`], and takes back what others left: ports, links, addresses.
+    pub(super) fn sweep(&self, live: &[Held<'_>]) -> Result<Swept, BridgeError> {
+        self.settle();
+        self.adopt(live)?;
+        let mut state = self.lock();
+        let pods: BTreeSet<PodId> = live.iter().map(|held| held.pod.clone()).collect();
         let mut swept = Swept::default();
         let stale: Vec<PodId> = state.ports.pods().filter(|pod| !pods.contains(*pod)).cloned().collect();
         for pod in stale {

@@ -17,6 +17,9 @@ const RUNS: usize = 30;
 /// Turns that the comparisons take: a noisy minute of the machine then meets both sides.
 const ROUNDS: usize = 3;
 
+/// Lives of a pod per turn: processor time is counted in steps of 10 ms, so half a millisecond of each life shows.
+const LIVES_PER_TURN: usize = 20;
+
 /// Longer than what the kernel does in the background after a pod has gone (grace periods of RCU).
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,9 +57,9 @@ fn mounts() {
     node.busybox();
     let (mut few, mut many) = (Life::default(), Life::default());
     for round in 0..ROUNDS {
-        few.extend(&node, &format!("few{round}"), Duration::ZERO, RUNS / ROUNDS);
+        few.extend(&node, &format!("few{round}"), Duration::ZERO, LIVES_PER_TURN);
         let mounts = Mounts::make(3000);
-        many.extend(&node, &format!("many{round}"), Duration::ZERO, RUNS / ROUNDS);
+        many.extend(&node, &format!("many{round}"), Duration::ZERO, LIVES_PER_TURN);
         drop(mounts);
     }
     few.rows("brig", ", few host mounts");
@@ -71,7 +74,7 @@ fn crowd() {
     println!("{:<58} {:>10.1}", "brigd at rest, RSS (MiB)", rss_mib(node.brigd_pid()));
     let (mut alone, mut beside) = (Life::default(), Life::default());
     for round in 0..ROUNDS {
-        alone.extend(&node, &format!("alone{round}"), Duration::ZERO, RUNS / ROUNDS);
+        alone.extend(&node, &format!("alone{round}"), Duration::ZERO, LIVES_PER_TURN);
         let mut pods = fill(&node, 0, 50);
         if round == 0 {
             crowd_of_50(&node);
@@ -88,7 +91,7 @@ fn crowd() {
             );
         }
         pods.extend(fill(&node, 100, 200));
-        beside.extend(&node, &format!("beside{round}"), Duration::ZERO, RUNS / ROUNDS);
+        beside.extend(&node, &format!("beside{round}"), Duration::ZERO, LIVES_PER_TURN);
         let begin = Instant::now();
         for pod in &pods {
             node.remove_pod(pod);

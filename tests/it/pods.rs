@@ -411,6 +411,31 @@ fn privileged_containers_of_a_pod_share_what_the_pod_shares() {
 }
 
 #[test]
+fn privileged_a_container_sees_its_own_part_of_the_cgroups_and_nothing_above() {
+    on_every_handler(|node| {
+        node.busybox();
+        let config = node.pod_config("cgroups");
+        let pod = node.run_pod(&config);
+        let mut container = node.container_config("main", "exec sleep 1000");
+        let linux = container.linux.get_or_insert_default();
+        linux.resources =
+            Some(LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+        let id = node.create(&pod, &container, &config);
+        node.start(&id);
+        // proc_pid_mountinfo(5): the fourth field is the directory of the hierarchy that is mounted.
+        let roots = "grep ' - cgroup' /proc/self/mountinfo | cut -d' ' -f4 | sort -u";
+        assert_eq!(node.output(&id, roots), "/\n");
+        let limit = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max";
+        assert_eq!(node.output(&id, limit), "67108864\n");
+        assert_eq!(
+            node.output(&id, "find /sys/fs/cgroup -name 'brig*' -o -name '[0-9a-f]*[0-9a-f]' -type d"),
+            ""
+        );
+        assert_eq!(node.output(&id, "cd /sys/fs/cgroup; mkdir memory/mine mine 2>/dev/null; echo $?"), "1\n");
+    });
+}
+
+#[test]
 fn privileged_a_pod_in_the_host_network_has_no_address_of_its_own() {
     on_every_handler(|node| {
         node.busybox();

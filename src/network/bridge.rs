@@ -17,13 +17,15 @@
 //! memory of deleted elements (`nft_rcv_nl_event`: 20 ms), so one socket stays open.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
+use rustix::fs::{Mode, OFlags};
 
 use super::bandwidth::Bandwidth;
 use super::conntrack;
@@ -581,13 +583,32 @@ fn quieten_ipv6(interface: &str, has_v6: bool) -> Result<(), BridgeError> {
     if !links::ipv6_is_on() {
         return Ok(());
     }
-    let key = |key: &str| PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/{key}"));
-    if !has_v6 {
-        return write_sysctl(key("disable_ipv6"), "1");
+    let wanted: &[(&str, &str)] = match has_v6 {
+        false => &[("disable_ipv6", "1")],
+        true => &[("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")],
+    };
+    // Opened once: each name on the way exists in every pod's network, and the kernel goes through all of those that it
+    // remembers to find this one's (`proc_sys_compare`).
+    let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}"));
+    let failed = |key: &str, value| {
+        let path = path.join(key);
+        move |source: io::Error| BridgeError::Sysctl { path, value, source }
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(|errno| failed("", wanted[0].1)(errno.into()))?;
+    for &(key, value) in wanted {
+        let open = |access| rustix::fs::openat(&directory, key, access | OFlags::CLOEXEC, Mode::empty());
+        let there = || io::read_to_string(File::from(open(OFlags::RDONLY)?));
+        if there().is_ok_and(|text| text.trim_end() == value) {
+            continue;
+        }
+        let written = open(OFlags::WRONLY)
+            .map_err(io::Error::from)
+            .and_then(|file| File::from(file).write_all(value.as_bytes()));
+        written.map_err(failed(key, value))?;
     }
-    write_sysctl(key("accept_ra"), "0")?;
-    write_sysctl(key("accept_dad"), "0")?;
-    write_sysctl(key("disable_ipv6"), "0")
+    Ok(())
 }
 
 /// The host port itself works either way.

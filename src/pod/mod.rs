@@ -276,7 +276,9 @@ impl Pods {
     /// Every pod, newest first.
     pub(crate) fn list(&self) -> Vec<Arc<Pod>> {
         let mut all: Vec<_> = self.table().by_id.values().cloned().collect();
-        all.sort_by_key(|p| (std::cmp::Reverse(p.saved.created_at), p.saved.id.clone()));
+        all.sort_by(|a, b| {
+            b.saved.created_at.cmp(&a.saved.created_at).then_with(|| a.saved.id.cmp(&b.saved.id))
+        });
         all
     }
 

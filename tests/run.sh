@@ -33,7 +33,14 @@ doc() {
 
 deny() {
     if cargo deny --version >/dev/null 2>&1; then
-        cargo deny --all-features check --hide-inclusion-graph
+        local checks="bans licenses sources"
+        if cargo deny fetch db >/dev/null 2>&1; then
+            checks="advisories $checks"
+        else
+            echo "the advisory database cannot be reached; advisories are not checked here"
+        fi
+        # shellcheck disable=SC2086 # One word each.
+        cargo deny --all-features check --hide-inclusion-graph $checks
     else
         echo "cargo-deny is not installed; licences, bans and sources are not checked here"
     fi

@@ -297,15 +297,21 @@ impl Containers {
 
     /// Every container, newest first.
     pub(crate) fn list(&self) -> Vec<Arc<Container>> {
-        let mut all: Vec<_> = self.table().by_id.values().cloned().collect();
-        all.sort_by_key(|c| (std::cmp::Reverse(c.saved.created_at), c.saved.id.clone()));
-        all
+        self.those(|_| true)
     }
 
     /// The containers of one pod, newest first.
     pub(crate) fn of_pod(&self, pod: &PodId) -> Vec<Arc<Container>> {
-        let mut all = self.list();
-        all.retain(|c| c.placement.pod == *pod);
+        // Sorting everybody's at each step of a pod's life would make it dearer with every other pod.
+        self.those(|container| container.placement.pod == *pod)
+    }
+
+    fn those(&self, wanted: impl Fn(&Container) -> bool) -> Vec<Arc<Container>> {
+        let mut all: Vec<_> =
+            self.table().by_id.values().filter(|container| wanted(container)).cloned().collect();
+        all.sort_by(|a, b| {
+            b.saved.created_at.cmp(&a.saved.created_at).then_with(|| a.saved.id.cmp(&b.saved.id))
+        });
         all
     }
 

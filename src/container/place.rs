@@ -31,7 +31,6 @@ pub(crate) struct PodPlace {
     /// For containers that do not say otherwise.
     #[serde(default)]
     pub selinux: Option<SelinuxOptions>,
-    pub sysctls: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub resolv_conf: PathBuf,
     pub hostname_file: PathBuf,
@@ -60,7 +59,6 @@ impl PodPlace {
             user_ns: self.user_ns.clone(),
             pid_ns,
             cgroup_parent: parent,
-            sysctls: &self.sysctls,
             annotations: &self.annotations,
             resolv_conf: Some(&self.resolv_conf),
             // The host's own name is in the host's file already.

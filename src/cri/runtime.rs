@@ -511,7 +511,7 @@ fn info(value: &serde_json::Value) -> BTreeMap<String, String> {
 }
 
 fn pod_info(pod: &Pod) -> serde_json::Value {
-    let view = pod.view();
+    let (view, live) = (pod.view(), pod.live());
     serde_json::json!({
         "sandboxID": view.id,
         "pid": view.monitor_pid,
@@ -519,6 +519,9 @@ fn pod_info(pod: &Pod) -> serde_json::Value {
         "netns": view.netns,
         "handler": pod.handler.name,
         "privileged": view.spec.security.privileged,
+        // As last told; `config` is what the pod was run with.
+        "resources": live.resources,
+        "overhead": live.overhead,
         "config": *view.spec,
     })
 }
@@ -577,12 +580,8 @@ fn event_response(all: &Services, event: &Event) -> ContainerEventResponse {
         }
         .into(),
         created_at: event.at.0,
-        // A pod that has just been removed is in no table any more.
-        pod_sandbox_status: all
-            .pods
-            .find(event.pod.as_str())
-            .ok()
-            .map(|pod| to_proto::pod_status(&pod.view())),
+        // The kubelet drops an event without it, that of a removed pod too; a removed container is only missing below.
+        pod_sandbox_status: all.pods.of_event(&event.pod).map(|pod| to_proto::pod_status(&pod.view())),
         containers_statuses: containers.iter().map(|it| to_proto::container_status(&it.view())).collect(),
     }
 }

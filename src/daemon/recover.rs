@@ -53,6 +53,9 @@ pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
         }
         by_pod
     };
+    // Of a pod that is left alone below too: its host ports still lead to it.
+    let lives = pods.values.iter().filter(|record| record.state.is_some());
+    let attached: Vec<_> = lives.map(|record| (record.saved.id.clone(), record.link.clone())).collect();
     let work = pods.values.into_iter().map(|record| {
         let containers = by_pod.remove(&record.saved.id).unwrap_or_default();
         recover_pod(node, record, containers)
@@ -62,6 +65,9 @@ pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
     for record in orphans {
         tracing::warn!(container = %record.saved.id, pod = %record.saved.pod, "removing a container whose pod is gone");
         take_back(node, &record).await;
+    }
+    if let Err(error) = node.pods.network().adopt(&attached).await {
+        tracing::error!(error = %chain(&error), "cannot learn again which pod has which address and host port");
     }
     let damaged = !all_taken_up || !pods.unreadable.is_empty() || !containers.unreadable.is_empty();
     if damaged {

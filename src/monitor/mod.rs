@@ -126,7 +126,7 @@ fn start() -> Result<Supervisor, StartError> {
                 namespaces::NamespaceError::System { action, source } => {
                     Failure::System { action: action.clone(), message: source.to_string() }
                 }
-                namespaces::NamespaceError::NotOurs { .. } => Failure::Invalid { message: error.to_string() },
+                namespaces::NamespaceError::Sysctl { .. } => Failure::Invalid { message: error.to_string() },
             };
             let reply = Reply::Failed(failure);
             connection.send(&FromMonitor::Reply { id: HELLO, reply }, Vec::new());

@@ -16,6 +16,7 @@ use super::wire::{Hello, IdMap, Namespaces, Ready, Shm, VERSION};
 use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::process::{Fork, Forked, fork};
 use crate::sys::spawn;
+use crate::sys::sysctl::{self, SysctlError};
 
 /// What keeps the namespaces alive besides this process itself.
 #[derive(Debug, Default)]
@@ -34,11 +35,8 @@ pub(super) enum NamespaceError {
         #[source]
         source: io::Error,
     },
-    #[error(
-        "sysctl {key:?} is refused: only net.* of a pod with its own network and kernel.shm*, kernel.msg*, kernel.sem and \
-         fs.mqueue.* of a pod with its own IPC namespace belong to the pod"
-    )]
-    NotOurs { key: String },
+    #[error("cannot set sysctl {key:?}: {why}")]
+    Sysctl { key: String, why: SysctlError },
 }
 
 fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> NamespaceError {
@@ -49,10 +47,9 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> NamespaceError
 /// Moves this process into what `hello` asks for.
 pub(super) fn make(hello: &Hello, mount_namespace: Option<OwnedFd>) -> Result<(Pins, Ready), NamespaceError> {
     // Before anything is made: a wrong request changes nothing.
-    for key in hello.sysctls.keys() {
-        if !allowed(key, &hello.namespaces) {
-            return Err(NamespaceError::NotOurs { key: key.clone() });
-        }
+    for (key, value) in &hello.sysctls {
+        sysctl::check(key, value, |kind| own(&hello.namespaces, kind))
+            .map_err(|why| NamespaceError::Sysctl { key: key.clone(), why })?;
     }
     if let Some(namespace) = &mount_namespace {
         namespace::join(namespace.as_fd(), Kind::Mount).map_err(failed("join the small mount namespace"))?;
@@ -74,7 +71,7 @@ pub(super) fn make(hello: &Hello, mount_namespace: Option<OwnedFd>) -> Result<(P
         .as_ref()
         .and_then(|mappings| mappings.uids.iter().find(|map| map.container == 0).map(|map| map.host));
     let (net, ipc): (Vec<_>, Vec<_>) =
-        hello.sysctls.iter().partition(|(key, _)| path_of(key).starts_with("net/"));
+        hello.sysctls.iter().partition(|(key, _)| sysctl::path(key).starts_with("net/"));
     set_sysctls(&net)?;
     match root {
         Some(root) if !ipc.is_empty() => as_user(root, || set_sysctls(&ipc))?,
@@ -198,32 +195,13 @@ fn join(child: i32, wanted: &Namespaces) -> Result<OwnedFd, NamespaceError> {
     open("user")
 }
 
-/// Whether a sysctl belongs to a namespace that the pod has for itself. Both spellings, `a.b` and `a/b`, are taken.
-fn allowed(key: &str, namespaces: &Namespaces) -> bool {
-    let path = path_of(key);
-    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return false;
-    }
-    let ipc = path.starts_with("kernel/shm")
-        || path.starts_with("kernel/msg")
-        || path == "kernel/sem"
-        || path.starts_with("fs/mqueue/");
-    (path.starts_with("net/") && namespaces.net) || (ipc && namespaces.ipc)
-}
-
-/// As sysctl(8) reads a key: the first separator decides, the other one stands for itself (`net/ipv4/conf/eth0.1/…`,
-/// `net.ipv4.conf.eth0/1.…`).
-fn path_of(key: &str) -> String {
-    match key.find(['.', '/']).map(|at| key.as_bytes()[at]) {
-        Some(b'.') => key
-            .chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                other => other,
-            })
-            .collect(),
-        _ => key.to_owned(),
+/// Whether the pod has a namespace of this kind for itself.
+fn own(namespaces: &Namespaces, kind: Kind) -> bool {
+    match kind {
+        Kind::Net => namespaces.net,
+        Kind::Ipc => namespaces.ipc,
+        Kind::Uts => namespaces.uts,
+        _ => false,
     }
 }
 
@@ -254,45 +232,10 @@ fn set_sysctls(sysctls: &[(&String, &String)]) -> Result<(), NamespaceError> {
         let set = || -> io::Result<()> {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-            let file = rustix::fs::openat2(&directory, path_of(key), flags, Mode::empty(), resolve)?;
+            let file = rustix::fs::openat2(&directory, sysctl::path(key), flags, Mode::empty(), resolve)?;
             File::from(file).write_all(value.as_bytes())
         };
         set().map_err(failed(format!("set sysctl {key:?} to {value:?}")))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_sysctls_of_the_pods_own_namespaces_are_allowed() {
-        let (net, ipc) =
-            (Namespaces { net: true, ..Default::default() }, Namespaces { ipc: true, ..Default::default() });
-        for (key, with_net, with_ipc) in [
-            ("net.core.somaxconn", true, false),
-            ("net/core/somaxconn", true, false),
-            ("kernel.shm_rmid_forced", false, true),
-            ("kernel.shmmax", false, true),
-            ("kernel.msgmax", false, true),
-            ("kernel.sem", false, true),
-            ("fs.mqueue.msg_max", false, true),
-            ("kernel.semaphore", false, false),
-            ("kernel.core_pattern", false, false),
-            ("vm.overcommit_memory", false, false),
-            ("net/../kernel/core_pattern", false, false),
-            ("net...kernel.core_pattern", false, false),
-            ("/net/core/somaxconn", false, false),
-            ("", false, false),
-        ] {
-            assert_eq!((allowed(key, &net), allowed(key, &ipc)), (with_net, with_ipc), "{key}");
-        }
-    }
-
-    #[test]
-    fn a_dot_inside_a_name_is_written_as_a_slash() {
-        assert_eq!(path_of("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
-        assert_eq!(path_of("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
-    }
 }

@@ -17,13 +17,15 @@
 //! memory of deleted elements (`nft_rcv_nl_event`: 20 ms), so one socket stays open.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
+use rustix::fs::{Mode, OFlags};
 
 use super::bandwidth::Bandwidth;
 use super::conntrack;
@@ -89,6 +91,14 @@ pub(super) struct Attached {
     pub addresses: Vec<IpAddr>,
     pub veth: String,
     pub ports: Vec<HostPort>,
+}
+
+/// What a live pod has.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    pub pod: &'a PodId,
+    pub addresses: &'a [IpAddr],
+    pub ports: &'a [HostPort],
 }
 
 /// See the module's text.
@@ -395,21 +405,27 @@ impl Builtin {
         Ok(())
     }
 
-    /// Knows the live pods again after a restart, and takes back what others left: ports, links, addresses.
-    pub(super) fn sweep<'a>(
-        &self,
-        live: impl Iterator<Item = (&'a PodId, &'a [IpAddr], &'a [HostPort])>,
-    ) -> Result<Swept, BridgeError> {
-        self.settle();
+    /// Knows the live pods again after a restart.
+    pub(super) fn adopt(&self, live: &[Held<'_>]) -> Result<(), BridgeError> {
         let mut state = self.lock();
-        let mut pods = BTreeSet::new();
-        for (pod, addresses, ports) in live {
-            pods.insert(pod.clone());
-            self.ipam(&mut state)?.adopt(pod, addresses)?;
+        for Held { pod, addresses, ports } in live {
+            // Not for none: reading the records makes their directory.
+            if !addresses.is_empty() {
+                self.ipam(&mut state)?.adopt(pod, addresses)?;
+            }
             if !ports.is_empty() {
                 state.ports.take(pod, ports)?;
             }
         }
+        Ok(())
+    }
+
+    /// As [`Self::adopt`], and takes back what others left: ports, links, addresses.
+    pub(super) fn sweep(&self, live: &[Held<'_>]) -> Result<Swept, BridgeError> {
+        self.settle();
+        self.adopt(live)?;
+        let mut state = self.lock();
+        let pods: BTreeSet<PodId> = live.iter().map(|held| held.pod.clone()).collect();
         let mut swept = Swept::default();
         let stale: Vec<PodId> = state.ports.pods().filter(|pod| !pods.contains(*pod)).cloned().collect();
         for pod in stale {
@@ -567,13 +583,32 @@ fn quieten_ipv6(interface: &str, has_v6: bool) -> Result<(), BridgeError> {
     if !links::ipv6_is_on() {
         return Ok(());
     }
-    let key = |key: &str| PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/{key}"));
-    if !has_v6 {
-        return write_sysctl(key("disable_ipv6"), "1");
+    let wanted: &[(&str, &str)] = match has_v6 {
+        false => &[("disable_ipv6", "1")],
+        true => &[("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")],
+    };
+    // Opened once: each name on the way exists in every pod's network, and the kernel goes through all of those that it
+    // remembers to find this one's (`proc_sys_compare`).
+    let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}"));
+    let failed = |key: &str, value| {
+        let path = path.join(key);
+        move |source: io::Error| BridgeError::Sysctl { path, value, source }
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(|errno| failed("", wanted[0].1)(errno.into()))?;
+    for &(key, value) in wanted {
+        let open = |access| rustix::fs::openat(&directory, key, access | OFlags::CLOEXEC, Mode::empty());
+        let there = || io::read_to_string(File::from(open(OFlags::RDONLY)?));
+        if there().is_ok_and(|text| text.trim_end() == value) {
+            continue;
+        }
+        let written = open(OFlags::WRONLY)
+            .map_err(io::Error::from)
+            .and_then(|file| File::from(file).write_all(value.as_bytes()));
+        written.map_err(failed(key, value))?;
     }
-    write_sysctl(key("accept_ra"), "0")?;
-    write_sysctl(key("accept_dad"), "0")?;
-    write_sysctl(key("disable_ipv6"), "0")
+    Ok(())
 }
 
 /// The host port itself works either way.

@@ -167,9 +167,11 @@ pub(super) fn make_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<(), Netl
     socket.execute(vec![Request::new(what, 0, RouteNetlinkMessage::NewLink(port))])
 }
 
-/// Whether this kernel speaks IPv6 at all.
+/// Whether this kernel speaks IPv6 at all: a decision of its start (`ipv6.disable=1`).
 pub(super) fn ipv6_is_on() -> bool {
-    std::path::Path::new("/proc/sys/net/ipv6").exists()
+    static ON: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| std::path::Path::new("/proc/sys/net/ipv6").exists());
+    *ON
 }
 
 /// Brings a link up by name.

@@ -347,18 +347,17 @@ impl Network {
         }
     }
 
-    /// After a start of the daemon, before the first attach: learns what the live pods have (`None` for those without
-    /// a link), and takes back what belongs to no live pod: addresses, links, host ports, CNI attachments.
+    /// After a start of the daemon, before the first attach: learns which addresses and host ports the live pods have
+    /// (`None` for those without a link). Takes nothing back.
+    pub(crate) async fn adopt(&self, live: &[(PodId, Option<Link>)]) -> Result<(), NetworkError> {
+        let (bridge, owned) = (self.bridge.clone(), live.to_vec());
+        blocking(move || bridge.adopt(&held_on_bridge(&owned))).await
+    }
+
+    /// As [`Self::adopt`], and takes back what belongs to no live pod: addresses, links, host ports, CNI attachments.
     pub(crate) async fn gc(&self, live: &[(PodId, Option<Link>)]) -> Collected {
         let (bridge, owned) = (self.bridge.clone(), live.to_vec());
-        let swept = blocking(move || {
-            bridge.sweep(owned.iter().map(|(pod, link)| match link {
-                Some(Link { addresses, kind: LinkKind::Bridge { ports, .. }, .. }) => {
-                    (pod, &addresses[..], &ports[..])
-                }
-                Some(Link { kind: LinkKind::Cni { .. }, .. }) | None => (pod, &[][..], &[][..]),
-            }))
-        });
+        let swept = blocking(move || bridge.sweep(&held_on_bridge(&owned)));
         let mut collected = Collected::default();
         match swept.await {
             Ok(swept) => collected.swept = swept,
@@ -405,6 +404,19 @@ impl Network {
         let bridge = self.bridge.clone();
         blocking(move || bridge.teardown()).await
     }
+}
+
+/// What each pod has of the built-in network: nothing, where CNI or nobody attached it.
+fn held_on_bridge(live: &[(PodId, Option<Link>)]) -> Vec<bridge::Held<'_>> {
+    let held = live.iter().map(|(pod, link)| match link {
+        Some(Link { addresses, kind: LinkKind::Bridge { ports, .. }, .. }) => {
+            bridge::Held { pod, addresses, ports }
+        }
+        Some(Link { kind: LinkKind::Cni { .. }, .. }) | None => {
+            bridge::Held { pod, addresses: &[], ports: &[] }
+        }
+    });
+    held.collect()
 }
 
 async fn blocking<T: Send + 'static>(

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use rustix::thread::UnshareFlags;
 
 use super::bandwidth::Bandwidth;
-use super::bridge::{Attached, BridgeError, Builtin, Swept, Wanted};
+use super::bridge::{Attached, BridgeError, Builtin, Held, Swept, Wanted};
 use super::ipam::IpamError;
 use super::links;
 use super::netlink::Socket;
@@ -358,7 +358,9 @@ fn privileged_after_a_crash_the_living_keep_everything_and_the_dead_nothing() {
         // Worse still: an administrator flushed all rules.
         output("nft", &["flush", "ruleset"]);
         let network = fixture.network();
-        let swept = network.sweep([(&pod(1), &lives.addresses[..], &lives.ports[..])].into_iter()).unwrap();
+        let swept = network
+            .sweep(&[Held { pod: &pod(1), addresses: &lives.addresses, ports: &lives.ports }])
+            .unwrap();
         assert_eq!(swept, Swept { addresses: 1, links: 1, ports: 0, cni: 0 });
         assert_eq!(link_names(), ["brig0", "lo", "veth01010101010"]);
         assert!(ruleset().contains("8080") && !ruleset().contains("8081"), "{}", ruleset());

@@ -12,7 +12,7 @@ use crate::monitor::client::Monitor;
 impl Pods {
     /// Puts a recorded pod into the table. Without a monitor a Ready pod is Stopping from now on.
     pub(crate) fn adopt(&self, record: PodRecord, monitor: Option<Monitor>) -> Result<Arc<Pod>, PodError> {
-        let PodRecord { saved, state, link, place, resources } = record;
+        let PodRecord { saved, state, link, place, resources, overhead } = record;
         let no_handler = || PodError::NoHandler {
             wanted: saved.handler.clone(),
             known: self.handlers().keys().cloned().collect::<Vec<_>>().join(", "),
@@ -26,7 +26,7 @@ impl Pods {
         };
         let pod = Arc::new(Pod {
             handler,
-            live: Mutex::new(Live { state, monitor, link, place: Arc::new(place), resources }),
+            live: Mutex::new(Live { state, monitor, link, place: Arc::new(place), resources, overhead }),
             saved,
             verb: tokio::sync::Mutex::default(),
             creating: tokio::sync::RwLock::default(),

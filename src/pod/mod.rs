@@ -33,7 +33,7 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::container::handler::Handler;
@@ -72,7 +72,9 @@ pub(crate) struct Live {
     pub link: Option<Link>,
     /// Namespaces and files that containers are placed in.
     pub place: Arc<crate::container::place::PodPlace>,
+    /// The sum of what the pod's containers may use, and what the pod needs beside them, as last told.
     pub resources: Option<Resources>,
+    pub overhead: Option<Resources>,
 }
 
 impl Pod {
@@ -101,6 +103,7 @@ impl Pod {
             link: live.link,
             place: Some((*live.place).clone()),
             resources: live.resources,
+            overhead: live.overhead,
         }
     }
 }
@@ -219,6 +222,8 @@ struct Table {
     by_identity: HashMap<PodIdentity, PodId>,
     /// Pods that are being made.
     making: HashSet<PodIdentity>,
+    /// Removed pods of which events are still to be delivered; the events keep them (`events.rs`).
+    ended: HashMap<PodId, Weak<Pod>>,
 }
 
 impl Pods {
@@ -267,10 +272,18 @@ impl Pods {
         }
     }
 
+    /// The pod that an event speaks of, even if it has been removed since.
+    pub(crate) fn of_event(&self, id: &PodId) -> Option<Arc<Pod>> {
+        let table = self.table();
+        table.by_id.get(id).cloned().or_else(|| table.ended.get(id)?.upgrade())
+    }
+
     /// Every pod, newest first.
     pub(crate) fn list(&self) -> Vec<Arc<Pod>> {
         let mut all: Vec<_> = self.table().by_id.values().cloned().collect();
-        all.sort_by_key(|p| (std::cmp::Reverse(p.saved.created_at), p.saved.id.clone()));
+        all.sort_by(|a, b| {
+            b.saved.created_at.cmp(&a.saved.created_at).then_with(|| a.saved.id.cmp(&b.saved.id))
+        });
         all
     }
 
@@ -332,10 +345,15 @@ impl Pods {
         table.by_id.insert(pod.id().clone(), Arc::clone(pod));
     }
 
-    fn retract(&self, pod: &Pod) {
-        let mut table = self.table();
-        table.by_identity.remove(&pod.spec().identity);
-        table.by_id.remove(pod.id());
+    fn retract(&self, pod: &Arc<Pod>) {
+        {
+            let mut table = self.table();
+            table.by_identity.remove(&pod.spec().identity);
+            table.by_id.remove(pod.id());
+            table.ended.retain(|_, pod| pod.strong_count() > 0);
+            table.ended.insert(pod.id().clone(), Arc::downgrade(pod));
+        }
+        self.0.bus.publish_end(pod.id(), pod.clone());
     }
 
     fn event(&self, pod: &Pod, kind: EventKind) {

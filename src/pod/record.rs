@@ -38,6 +38,8 @@ pub(crate) struct PodRecord {
     pub place: Option<PodPlace>,
     #[serde(default)]
     pub resources: Option<Resources>,
+    #[serde(default)]
+    pub overhead: Option<Resources>,
 }
 
 /// The records of all pods, by id.

@@ -6,7 +6,6 @@ use futures_util::future::join_all;
 
 use super::state::{Admission, Request};
 use super::{PodError, Pods};
-use crate::events::EventKind;
 use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
 use crate::task::{blocking, detached};
 
@@ -40,7 +39,6 @@ impl Pods {
             }
             this.forget(pod.id()).await?;
             this.retract(&pod);
-            this.event(&pod, EventKind::Deleted);
             Ok(())
         })
         .await

@@ -116,8 +116,14 @@ impl Intended {
         }
         let saved =
             Saved { id: PodId::random(), created_at: UnixNanos::now(), handler: handler.name.clone(), spec };
-        let record =
-            PodRecord { saved: saved.clone(), state: None, link: None, place: None, resources: None };
+        let record = PodRecord {
+            saved: saved.clone(),
+            state: None,
+            link: None,
+            place: None,
+            resources: None,
+            overhead: None,
+        };
         let put = all.0.records.put(record).await;
         put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
         Ok(Self { all: all.clone(), saved, handler })
@@ -184,7 +190,6 @@ impl Intended {
             cgroup_parent: spec.cgroup_parent.clone(),
             privileged: spec.security.privileged,
             selinux: spec.security.selinux.clone(),
-            sysctls: spec.sysctls.clone(),
             annotations: spec.annotations.clone(),
             resolv_conf: dir.join("resolv.conf"),
             hostname_file: dir.join("hostname"),
@@ -258,6 +263,7 @@ impl Networked {
                 link: link.clone(),
                 place: Arc::new(place),
                 resources: intended.saved.spec.resources.clone(),
+                overhead: intended.saved.spec.overhead.clone(),
             }),
             saved: intended.saved.clone(),
             verb: tokio::sync::Mutex::default(),

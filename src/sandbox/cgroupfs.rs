@@ -5,8 +5,10 @@
 //! v1, hybrid     a tmpfs with a directory per hierarchy, and a link per controller where several share one
 //! ```
 //!
-//! With a cgroup namespace each hierarchy is mounted anew and shows the container's own part. Without one, the
-//! container's directory of each hierarchy is bound, so that the host's tree is never in the container.
+//! What is mounted is the container's own directory of each hierarchy, so that the host's tree is never in the container.
+//! It is bound, also where a cgroup namespace would make a mount anew show the same: to mount a v1 hierarchy the kernel
+//! looks through every cgroup of the host (`cgroup_lock_and_drain_offline`), for each hierarchy of each container. Where
+//! the directory cannot be reached, and on v2, a container with a cgroup namespace gets the mount anew.
 
 use std::ffi::CString;
 use std::io;
@@ -21,11 +23,21 @@ use crate::sys::mount;
 /// What /proc/self/cgroup and mountinfo say about this process.
 #[derive(Debug, Default)]
 pub(super) struct View {
-    /// Controllers (or `name=…`), and this process's directory on the host if it is visible.
-    v1: Vec<(String, Option<PathBuf>)>,
+    v1: Vec<Own>,
     v2: Option<Option<PathBuf>>,
     /// The process has a cgroup namespace of its own.
     pub(super) own_namespace: bool,
+}
+
+/// This process in one v1 hierarchy.
+#[derive(Debug, PartialEq)]
+struct Own {
+    /// Controllers, or `name=…`.
+    controllers: String,
+    /// On the host, if it is visible.
+    directory: Option<PathBuf>,
+    /// The process was never given a directory there: all it could be shown is the host's whole tree.
+    is_root: bool,
 }
 
 impl View {
@@ -66,7 +78,11 @@ impl View {
                 view.v2 = Some(directory("cgroup2", "", path));
             } else {
                 let first = controllers.split(',').next().unwrap_or(controllers);
-                view.v1.push((controllers.to_owned(), directory("cgroup", first, path)));
+                view.v1.push(Own {
+                    controllers: controllers.to_owned(),
+                    directory: directory("cgroup", first, path),
+                    is_root: path == "/",
+                });
             }
         }
         view
@@ -89,22 +105,24 @@ pub(super) fn is_tree(view: &View, kind: &str) -> bool {
     kind == "cgroup" && !view.v1.is_empty()
 }
 
-/// Attaches every v1 hierarchy below the mounted tmpfs; done after it is attached, because a mount on a detached one
+/// Attaches every v1 hierarchy in which the container has a directory below the mounted tmpfs; done after it is attached, because a mount on a detached one
 /// needs Linux 6.15.
 pub(super) fn populate(view: &View, tmpfs: &OwnedFd, attributes: u64) -> Result<(), Error> {
     let text = |key: &str| (key.to_owned(), None);
-    for (controllers, directory) in &view.v1 {
+    for Own { controllers, directory, .. } in view.v1.iter().filter(|own| !own.is_root) {
         let attempted = || format!("mount the cgroup hierarchy {controllers}");
         let name = controllers.strip_prefix("name=").unwrap_or(controllers);
         let target = directory_in(tmpfs, name).attempt(attempted)?;
-        let made = if view.own_namespace {
+        let anew = || {
             let data: Vec<_> = match controllers.strip_prefix("name=") {
                 Some(name) => vec![text("none"), ("name".to_owned(), Some(name.to_owned()))],
                 None => controllers.split(',').map(text).collect(),
             };
             mount::new_filesystem(c"cgroup", &data, attributes)
-        } else {
-            bound(directory.as_ref(), attributes)
+        };
+        let made = match bound(directory.as_ref(), attributes) {
+            Err(_) if view.own_namespace => anew(),
+            bound => bound,
         }
         .attempt(attempted)?;
         mount::attach(&made, &target).attempt(attempted)?;
@@ -159,16 +177,22 @@ mod tests {
 
     #[test]
     fn each_hierarchy_is_found_with_the_directory_of_this_process() {
-        let own = "5:cpu,cpuacct:/pods/a\n1:name=systemd:/pods/a\n0::/x\n";
+        let own = "7:freezer:/\n5:cpu,cpuacct:/pods/a\n1:name=systemd:/pods/a\n0::/x\n";
         let mounts = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                       31 25 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
                       32 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let view = View::parse(own, mounts);
+        let own = |controllers: &str, directory: Option<&str>, is_root| Own {
+            controllers: controllers.to_owned(),
+            directory: directory.map(PathBuf::from),
+            is_root,
+        };
         assert_eq!(
             view.v1,
             [
-                ("cpu,cpuacct".to_owned(), Some("/sys/fs/cgroup/cpu,cpuacct/pods/a".into())),
-                ("name=systemd".to_owned(), Some("/sys/fs/cgroup/systemd/pods/a".into())),
+                own("freezer", None, true),
+                own("cpu,cpuacct", Some("/sys/fs/cgroup/cpu,cpuacct/pods/a"), false),
+                own("name=systemd", Some("/sys/fs/cgroup/systemd/pods/a"), false),
             ]
         );
         assert_eq!(view.v2, Some(Some("/sys/fs/cgroup/unified/x".into())));

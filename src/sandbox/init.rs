@@ -20,6 +20,7 @@ use crate::sys::mount::{self, Change, Propagation};
 use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::path::{self, Missing, Proc};
 use crate::sys::process::{exit_now, join_new_session_keyring};
+use crate::sys::sysctl;
 
 /// Everything the first process needs, prepared on the host's side before it exists.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
         namespace::bring_loopback_up().attempt(|| "bring the loopback interface up".to_owned())?;
     }
     for (key, value) in &plan.config.linux.sysctl {
-        let file = format!("sys/{}", super::spec::sysctl_path(key));
+        let file = format!("sys/{}", sysctl::path(key));
         plan.proc.write(&file, value.as_bytes()).attempt(|| format!("set the sysctl {key} to {value:?}"))?;
     }
 

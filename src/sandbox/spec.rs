@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Attempt, Error};
 use crate::sys::namespace::{Kind, Kinds};
+use crate::sys::sysctl;
 
 /// The version of the runtime specification that this runtime follows.
 pub(super) const OCI_VERSION: &str = "1.2.0";
@@ -571,69 +572,11 @@ fn check_mappings(field: &str, mappings: &[IdMapping]) -> Result<(), Error> {
 
 /// Only sysctls that belong to a namespace which the container does not share with the host may be set.
 fn check_sysctls(sysctls: &BTreeMap<String, String>, namespaces: &Namespaces) -> Result<(), Error> {
-    const IPC: [&str; 9] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-        "kernel.auto_msgmni",
-    ];
-    for key in sysctls.keys() {
-        let field = || format!("linux.sysctl[{key:?}]");
-        let name = sysctl_path(key).replace('/', ".");
-        let well_formed =
-            sysctl_path(key).split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-        if !well_formed || key.contains('\0') {
-            return Err(Error::invalid(field(), "malformed", "a name is words joined by dots"));
-        }
-        let kind = if IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
-            Kind::Ipc
-        } else if name.starts_with("net.") {
-            Kind::Net
-        } else if name == "kernel.domainname" || name == "kernel.hostname" {
-            Kind::Uts
-        } else {
-            return Err(Error::invalid(
-                field(),
-                "set",
-                "it is not a namespaced sysctl and would change the host",
-            ));
-        };
-        if !namespaces.has(kind) {
-            let limit = format!("the container shares the {} namespace with the host", kind.file());
-            return Err(Error::invalid(field(), "set", limit));
-        }
-        if name == "kernel.hostname" {
-            return Err(Error::invalid(field(), "set", "the field hostname is for that"));
-        }
+    for (key, value) in sysctls {
+        sysctl::check(key, value, |kind| namespaces.has(kind))
+            .map_err(|why| Error::invalid(format!("linux.sysctl[{key:?}]"), value, why.to_string()))?;
     }
     Ok(())
-}
-
-/// `net.ipv4.ip_forward` as `net/ipv4/ip_forward`. A name that already has slashes keeps its dots, as in
-/// `net/ipv4/conf/eth0.100/forwarding` (sysctl(8)).
-pub(super) fn sysctl_path(key: &str) -> String {
-    match (key.find('.'), key.find('/')) {
-        (Some(dot), Some(slash)) if slash < dot => key.to_owned(),
-        (None, _) => key.to_owned(),
-        // Dots separate, so a slash stands for a dot within a name.
-        _ => key
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-    }
 }
 
 /// The checks that `create` and `exec` share.
@@ -774,18 +717,8 @@ mod tests {
             })
         };
         assert_eq!(with("net.ipv4.ip_forward", "network"), "valid");
-        assert_eq!(with("net/ipv4/conf/eth0.100/forwarding", "network"), "valid");
         assert_eq!(with("kernel.shmmax", "ipc"), "valid");
-        assert!(with("net.ipv4.ip_forward", "ipc").contains("shares the net namespace"));
-        assert!(with("kernel.core_pattern", "ipc").contains("not a namespaced sysctl"));
-        assert!(with("net/../kernel/core_pattern", "network").contains("malformed"));
-        assert!(with("net.ipv4.//..//core", "network").contains("malformed"));
-        assert!(with("kernel.hostname", "uts").contains("hostname is for that"));
-    }
-
-    #[test]
-    fn sysctl_names_turn_into_paths_as_sysctl_8_does() {
-        assert_eq!(sysctl_path("net.ipv4.conf.eth0/100.forwarding"), "net/ipv4/conf/eth0.100/forwarding");
-        assert_eq!(sysctl_path("net/ipv4/conf/eth0.100/forwarding"), "net/ipv4/conf/eth0.100/forwarding");
+        assert!(with("net.ipv4.ip_forward", "ipc").contains("needs an own net namespace"));
+        assert!(with("kernel.core_pattern", "ipc").contains("would change the whole host"));
     }
 }

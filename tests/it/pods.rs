@@ -324,6 +324,13 @@ fn privileged_events_report_the_life_of_a_pod() {
         let event = node.call(stream.message()).expect("the stream").expect("an event");
         let who = if event.container_id == pod { "pod" } else { "container" };
         assert!(event.created_at > 0);
+        // The kubelet learns from it whose event it is, and drops an event without it.
+        let status = event.pod_sandbox_status.clone().expect("the pod's status");
+        assert_eq!((status.id.as_str(), &*status.metadata.expect("metadata").uid), (&*pod, "uid-events"));
+        if event.container_event_type() == ContainerEventType::ContainerDeletedEvent {
+            assert!(event.containers_statuses.is_empty(), "only what is still there is listed");
+            assert!(who == "container" || status.state == i32::from(PodSandboxState::SandboxNotready));
+        }
         seen.push((who, event.container_event_type()));
     }
     use ContainerEventType::*;
@@ -400,6 +407,31 @@ fn privileged_containers_of_a_pod_share_what_the_pod_shares() {
         assert_eq!(link_a, link_b);
         let host = std::fs::read_link("/proc/self/ns/net").expect("our own");
         assert_ne!(link_a.trim(), host.to_string_lossy());
+    });
+}
+
+#[test]
+fn privileged_a_container_sees_its_own_part_of_the_cgroups_and_nothing_above() {
+    on_every_handler(|node| {
+        node.busybox();
+        let config = node.pod_config("cgroups");
+        let pod = node.run_pod(&config);
+        let mut container = node.container_config("main", "exec sleep 1000");
+        let linux = container.linux.get_or_insert_default();
+        linux.resources =
+            Some(LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+        let id = node.create(&pod, &container, &config);
+        node.start(&id);
+        // proc_pid_mountinfo(5): the fourth field is the directory of the hierarchy that is mounted.
+        let roots = "grep ' - cgroup' /proc/self/mountinfo | cut -d' ' -f4 | sort -u";
+        assert_eq!(node.output(&id, roots), "/\n");
+        let limit = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max";
+        assert_eq!(node.output(&id, limit), "67108864\n");
+        assert_eq!(
+            node.output(&id, "find /sys/fs/cgroup -name 'brig*' -o -name '[0-9a-f]*[0-9a-f]' -type d"),
+            ""
+        );
+        assert_eq!(node.output(&id, "cd /sys/fs/cgroup; mkdir memory/mine mine 2>/dev/null; echo $?"), "1\n");
     });
 }
 

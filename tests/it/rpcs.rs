@@ -114,7 +114,7 @@ fn privileged_the_runtime_says_what_it_is_and_takes_its_configuration() {
 
 #[test]
 fn privileged_the_limits_of_a_whole_pod_can_be_changed() {
-    let node = Node::new();
+    let mut node = Node::new();
     node.busybox();
     let config = node.pod_config("resize");
     let pod = node.run_pod(&config);
@@ -127,10 +127,28 @@ fn privileged_the_limits_of_a_whole_pod_can_be_changed() {
     };
     node.call(node.runtime.clone().update_pod_sandbox_resources(request)).expect("UpdatePodSandboxResources");
     let limits = ["memory/brig/{}/memory.limit_in_bytes", "brig/{}/memory.max"];
-    let read = limits.iter().find_map(|path| {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{}", path.replace("{}", &pod))).ok()
-    });
-    assert_eq!(read.expect("the pod's cgroup").trim(), (128 << 20).to_string());
+    let limit = || {
+        let read = limits.iter().find_map(|path| {
+            std::fs::read_to_string(format!("/sys/fs/cgroup/{}", path.replace("{}", &pod))).ok()
+        });
+        read.expect("the pod's cgroup").trim().to_owned()
+    };
+    assert_eq!(limit(), (128 << 20).to_string());
+    let overhead = LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() };
+    let request = UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.clone(),
+        overhead: Some(overhead),
+        ..Default::default()
+    };
+    node.call(node.runtime.clone().update_pod_sandbox_resources(request)).expect("UpdatePodSandboxResources");
+    assert_eq!(limit(), (144 << 20).to_string(), "the containers' and the overhead");
+    node.kill_brigd();
+    node.restart_brigd();
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod, verbose: true };
+    let answer = node.call(node.runtime.clone().pod_sandbox_status(request)).expect("PodSandboxStatus");
+    let info: serde_json::Value = serde_json::from_str(&answer.into_inner().info["info"]).expect("JSON");
+    assert_eq!(info["resources"]["memory_limit_bytes"], 128 << 20, "{info:#}");
+    assert_eq!(info["overhead"]["memory_limit_bytes"], 16 << 20, "{info:#}");
     let request = UpdatePodSandboxResourcesRequest { pod_sandbox_id: "0".repeat(64), ..Default::default() };
     let error = node.call(node.runtime.clone().update_pod_sandbox_resources(request)).expect_err("unknown");
     assert_eq!(error.code(), tonic::Code::NotFound);
@@ -226,15 +244,7 @@ fn privileged_a_host_port_leads_to_its_pod_and_belongs_to_one_pod() {
             "main",
             "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www",
         );
-        let answer = eventually(|| {
-            use std::io::{Read, Write};
-            let mut stream =
-                std::net::TcpStream::connect(("127.0.0.1", u16::try_from(host_port).ok()?)).ok()?;
-            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).ok()?;
-            text.contains("hello").then_some(text)
-        });
+        let answer = hello_from(host_port);
         assert!(answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200"), "{answer}");
         let mut other = node.pod_config("other");
         other.port_mappings = config.port_mappings.clone();
@@ -265,4 +275,40 @@ fn privileged_the_run_directory_can_be_passed_through_and_not_looked_into() {
         [format!("containers/{id}/config.json"), "brigd.lock".into()].each_ref().map(|it| mode(it)),
         [0o600; 2]
     );
+}
+
+#[test]
+fn privileged_host_ports_stay_their_pods_when_the_daemon_starts_beside_an_unreadable_record() {
+    let mut node = Node::new();
+    node.busybox();
+    let mut config = node.pod_config("web");
+    let host_port = 20_000 + i32::try_from(std::process::id() % 20_000).expect("a small number");
+    config.port_mappings = vec![PortMapping { container_port: 80, host_port, ..Default::default() }];
+    let pod = node.run_pod(&config);
+    let serve = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www";
+    node.run_container(&pod, &config, "main", serve);
+    hello_from(host_port);
+    node.kill_brigd();
+    node.plant_unreadable_record();
+    node.restart_brigd();
+    let mut other = node.pod_config("other");
+    other.port_mappings = config.port_mappings.clone();
+    let error = node.try_run_pod(&other).expect_err("the port is still taken");
+    assert!(error.message().contains(&pod), "{error}");
+    // The first pod of a new daemon makes the rules anew.
+    node.run_pod(&node.pod_config("third"));
+    hello_from(host_port);
+}
+
+/// What the pod behind a port of this host answers.
+fn hello_from(host_port: i32) -> String {
+    use std::io::{Read, Write};
+    let port = u16::try_from(host_port).expect("a port");
+    eventually(|| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.contains("hello").then_some(text)
+    })
 }

@@ -1,6 +1,6 @@
-//! What confines a container: namespaces, cgroup, resources, devices, seccomp, masked paths, sysctls.
+//! What confines a container: namespaces, cgroup, resources, devices, seccomp, masked paths.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use super::process::CapabilitySets;
 use super::seccomp_file;
 use super::{BundleError, BundleInput, Host};
 use crate::container::seccomp_default;
-use crate::container::spec::{NamespaceMode, Namespaces, Resources, Security, SecurityProfile};
+use crate::container::spec::{NamespaceMode, Resources, Security, SecurityProfile};
 
 /// What a container must not read: the host's hardware, keys and timings.
 const MASKED: [&str; 13] = [
@@ -47,9 +47,8 @@ pub(super) fn linux(
     warnings: &mut Vec<String>,
 ) -> Result<Linux, BundleError> {
     let security = &input.spec.security;
-    // Set by the monitor when it made the namespaces. Not said again: runc, which the monitor calls from within them,
+    // No sysctls: the monitor set them when it made the namespaces, and runc, which the monitor calls from within them,
     // takes them for the host's and refuses.
-    check_sysctls(input.pod.sysctls, input.pod.namespaces)?;
     let mut resources = resources(&input.spec.resources)?;
     resources.set_devices(Some(devices.rules));
     if resources.hugepage_limits().is_some() && !input.host.huge_pages {
@@ -246,49 +245,6 @@ pub(crate) fn resources(resources: &Resources) -> Result<LinuxResources, BundleE
     // The builder starts from "deny every device", which an update must not repeat.
     built.set_devices(None);
     Ok(built)
-}
-
-/// Sysctls of namespaces that the pod owns, with values of one line.
-///
-/// # Errors
-///
-/// [`BundleError::Sysctl`] naming the first that is neither.
-pub(crate) fn check_sysctls(
-    sysctls: &BTreeMap<String, String>,
-    namespaces: &Namespaces,
-) -> Result<(), BundleError> {
-    for (name, value) in sysctls {
-        let bad = |why| Err(BundleError::Sysctl { name: name.clone(), why });
-        if value.contains(['\n', '\0']) {
-            return bad("has a value of more than one line");
-        }
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) {
-            return bad("is not a name of letters, digits, dots, dashes and underscores");
-        }
-        // `net.ipv4.conf.eth0/1` escapes a dot in an interface's name; `..` names a parent in no form.
-        if name.split(['.', '/']).any(str::is_empty) {
-            return bad("has an empty part");
-        }
-        let dotted = name.replace('/', ".");
-        let ipc = dotted.starts_with("fs.mqueue.")
-            || ["kernel.msg", "kernel.sem", "kernel.shm"].iter().any(|prefix| dotted.starts_with(prefix));
-        if dotted.starts_with("net.") {
-            if namespaces.network == NamespaceMode::Node {
-                return bad("belongs to the network, which this pod shares with the host");
-            }
-        } else if ipc {
-            if namespaces.ipc == NamespaceMode::Node {
-                return bad("belongs to IPC, which this pod shares with the host");
-            }
-        } else if dotted == "kernel.domainname" {
-            if namespaces.network == NamespaceMode::Node {
-                return bad("belongs to the host name, which this pod shares with the host");
-            }
-        } else {
-            return bad("would change the whole host");
-        }
-    }
-    Ok(())
 }
 
 /// An empty list from the kubelet means either "nothing said" or an unmasked `/proc`, which Kubernetes allows only in a

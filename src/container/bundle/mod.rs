@@ -27,8 +27,6 @@ use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
 use crate::sys::cgroup::Hierarchy;
 
-#[cfg(test)]
-pub(crate) use linux::check_sysctls;
 pub(crate) use linux::{cgroups_path, resources};
 pub(crate) use lsm::SecurityModules;
 pub(crate) use process::{StopSignal, stop_signal};
@@ -53,7 +51,6 @@ pub(crate) struct PodView<'a> {
     pub(crate) pid_ns: Option<PathBuf>,
     /// As the kubelet gave it; may be empty.
     pub(crate) cgroup_parent: &'a str,
-    pub(crate) sysctls: &'a BTreeMap<String, String>,
     pub(crate) annotations: &'a BTreeMap<String, String>,
     /// Our files to bind over the image's; `None` leaves the image's.
     pub(crate) resolv_conf: Option<&'a Path>,
@@ -205,8 +202,6 @@ pub(crate) enum BundleError {
     TooManyDevices { path: PathBuf, max: usize },
     #[error("use the devices of the Container Device Interface")]
     Cdi(#[source] CdiError),
-    #[error("sysctl {name:?} {why}")]
-    Sysctl { name: String, why: &'static str },
     #[error("cgroup parent {parent:?} is not usable: {why}")]
     CgroupParent { parent: String, why: &'static str },
     #[error("resource {field} {value:?} is not valid: {why}")]

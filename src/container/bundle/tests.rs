@@ -17,7 +17,6 @@ struct Fixture {
     pod_selinux: Option<SelinuxOptions>,
     user_ns: Option<PathBuf>,
     cgroup_parent: &'static str,
-    sysctls: BTreeMap<String, String>,
     pod_annotations: BTreeMap<String, String>,
     allowed: Vec<String>,
     image_mounts: BTreeMap<PathBuf, PathBuf>,
@@ -51,7 +50,6 @@ impl Fixture {
             pod_selinux: None,
             user_ns: None,
             cgroup_parent: "/kubepods/pod1",
-            sysctls: BTreeMap::new(),
             pod_annotations: BTreeMap::new(),
             allowed: Vec::new(),
             image_mounts: BTreeMap::new(),
@@ -76,7 +74,6 @@ impl Fixture {
             user_ns: self.user_ns.clone(),
             pid_ns: ns("pid"),
             cgroup_parent: self.cgroup_parent,
-            sysctls: &self.sysctls,
             annotations: &self.pod_annotations,
             resolv_conf: Some(Path::new("/run/pod/resolv.conf")),
             hostname_file: Some(Path::new("/run/pod/hostname")),
@@ -646,30 +643,6 @@ fn resources_keep_what_is_unset_unset_and_are_checked() {
         ),
     ] {
         assert_eq!(resources(&bad).unwrap_err().to_string(), expected);
-    }
-}
-
-#[test]
-fn sysctls_are_those_of_namespaces_that_the_pod_owns() {
-    let own = Namespaces::default();
-    let hosts =
-        Namespaces { network: NamespaceMode::Node, ipc: NamespaceMode::Node, ..Namespaces::default() };
-    for (name, value, in_own, in_hosts) in [
-        ("net.ipv4.ip_forward", "1", true, false),
-        ("net/ipv4/ip_forward", "1", true, false),
-        ("kernel.shmmax", "1", true, false),
-        ("kernel.msgmax", "1", true, false),
-        ("fs.mqueue.msg_max", "1", true, false),
-        ("kernel.domainname", "x", true, false),
-        ("kernel.core_pattern", "|/bin/sh", false, false),
-        ("vm.swappiness", "1", false, false),
-        ("net.ipv4.ip_forward", "1\nx", false, false),
-        ("net.ipv4.ip_forward+kernel.core_pattern", "1", false, false),
-        ("net/../kernel/core_pattern", "1", false, false),
-    ] {
-        let map = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        assert_eq!(check_sysctls(&map, &own).is_ok(), in_own, "{name}");
-        assert_eq!(check_sysctls(&map, &hosts).is_ok(), in_hosts, "{name} on the host");
     }
 }
 

@@ -15,6 +15,8 @@ use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use crate::sys::sysctl::SysctlError;
+
 pub(crate) use resources::resources;
 
 /// Why a request is refused before anything has happened.
@@ -25,6 +27,8 @@ pub(crate) enum BadRequest {
     /// `value` is quoted and shortened.
     #[error("{field} is {value}: {limit}")]
     Malformed { field: String, value: String, limit: &'static str },
+    #[error("{field} is {value}: {why}")]
+    Sysctl { field: String, value: String, why: SysctlError },
     #[error("{field} is {value}: must be {min} to {max}")]
     OutOfRange { field: String, value: i64, min: i64, max: i64 },
     #[error("{field} has {bytes} bytes: at most {bytes_max} are allowed")]

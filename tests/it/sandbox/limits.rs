@@ -86,7 +86,7 @@ fn privileged_a_filtered_call_gets_its_errno() {
 fn privileged_a_host_sysctl_is_refused_and_an_own_one_set() {
     let refused =
         Bundle::new(&ours()).with(|config| config["linux"]["sysctl"] = json!({"kernel.core_pattern": "x"}));
-    assert!(text(&refused.run().stderr).contains("not a namespaced sysctl"));
+    assert!(text(&refused.run().stderr).contains("would change the whole host"));
     let own = Bundle::new(&ours()).script("cat /proc/sys/net/ipv4/ip_forward").with(|config| {
         config["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
     });

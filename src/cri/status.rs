@@ -15,6 +15,7 @@ use crate::image::{FindError, LoadError, StoreError};
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::pod::PodError;
+use crate::stream::{StreamError, TicketError};
 use crate::task::chain;
 
 /// What a client can tell apart.
@@ -204,6 +205,17 @@ impl Refusal for NetworkError {
             Self::NotInitialized => Kind::FailedPrecondition,
             Self::Stopping => Kind::Unavailable,
             Self::Bandwidth(_) | Self::Builtin(_) | Self::Cni(_) => Kind::Internal,
+        }
+    }
+}
+
+impl Refusal for StreamError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Container(error) => error.kind(),
+            Self::Pod(error) => error.kind(),
+            Self::Ticket(TicketError::Full) => Kind::ResourceExhausted,
+            Self::Ticket(TicketError::NoRandomness) => Kind::Internal,
         }
     }
 }

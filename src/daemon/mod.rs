@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use args::Args;
 use config::{Config, ConfigError};
@@ -42,6 +43,8 @@ pub(crate) enum DaemonError {
     Setup(#[from] setup::SetupError),
     #[error("cannot read the records")]
     Records(#[from] crate::records::RecordsError),
+    #[error(transparent)]
+    Streams(#[from] crate::stream::ServerError),
     #[error(transparent)]
     Serve(#[from] crate::cri::ServeError),
     #[error("the image store has {0} findings")]
@@ -103,7 +106,10 @@ async fn run(config: Config) -> Result<(), DaemonError> {
     let grace = config.server.shutdown_grace;
     let node = setup::open(config).await?;
     recover::recover(&node).await?;
-    let server = crate::cri::bind(&node.config.server.listen.0, node.services())?;
+    let streams = crate::stream::bind(node.stream_settings(), node.pods.clone()).await?;
+    let server = crate::cri::bind(&node.config.server.listen.0, node.services(streams.streams()))?;
+    let stop_streams = CancellationToken::new();
+    let streaming = tokio::spawn(streams.serve(stop_streams.clone()));
     notify::ready();
     tracing::info!(
         listen = %node.config.server.listen,
@@ -127,6 +133,8 @@ async fn run(config: Config) -> Result<(), DaemonError> {
         notify::stopping();
     };
     let served = server.serve(stop, grace).await;
+    stop_streams.cancel();
+    streaming.await.ok();
     // A pull that is cut off is undone now rather than at the next start.
     node.puller.cancel_all();
     node.puller.idle().await;

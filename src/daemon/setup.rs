@@ -211,8 +211,13 @@ impl Node {
 
     /// What the configuration says about streams.
     pub(super) fn stream_settings(&self) -> stream::Settings {
-        let config::Stream { listen, tls_cert, tls_key, tls_client_ca, idle_timeout } = self.config.stream.clone();
-        let tls = tls_cert.zip(tls_key).map(|(cert, key)| stream::tls::TlsFiles { cert, key, client_ca: tls_client_ca });
+        let config::Stream { listen, tls_cert, tls_key, tls_client_ca, idle_timeout } =
+            self.config.stream.clone();
+        let tls = tls_cert.zip(tls_key).map(|(cert, key)| stream::tls::TlsFiles {
+            cert,
+            key,
+            client_ca: tls_client_ca,
+        });
         stream::Settings { listen, tls, idle_timeout }
     }
 }

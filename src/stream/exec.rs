@@ -10,6 +10,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::handshake::Agreed;
 use super::pump::{self, Sizes, Watched};
@@ -26,6 +27,7 @@ pub(super) async fn run(
     options: ExecOptions,
     agreed: Agreed,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stop: &CancellationToken,
 ) {
     let Some(session) = Session::open(agreed, options.streams, io).await else { return };
     let Session { mut connection, stdin, stdout, stderr, resize, end } = session;
@@ -41,6 +43,9 @@ pub(super) async fn run(
                 () = connection.gone() => {
                     tracing::debug!(container, "a client left before its command ended");
                     return;
+                }
+                () = stop.cancelled() => {
+                    Outcome::Error("brigd is stopping; the command goes on without its client".to_owned())
                 }
             }
         }
@@ -80,8 +85,12 @@ impl Streams {
 
         let written = async {
             tokio::join!(
-                output(terminal.as_ref().or(stdout_pipe.as_ref()), self.stdout, is_over.clone()),
-                output(stderr_pipe.as_ref(), self.stderr, is_over.clone()),
+                pump::output_or_drain(
+                    terminal.as_ref().or(stdout_pipe.as_ref()),
+                    self.stdout,
+                    is_over.clone()
+                ),
+                pump::output_or_drain(stderr_pipe.as_ref(), self.stderr, is_over.clone()),
             )
         };
         let input = input(self.stdin, terminal.as_ref(), stdin_pipe);
@@ -110,16 +119,6 @@ impl Streams {
             Ok(end) => Outcome::ExitCode(end.code),
             Err(error) => Outcome::Error(chain(&error)),
         })
-    }
-}
-
-/// Output that nobody asked for has no pipe, and a client that wants none of a terminal's is not sent any, but the
-/// terminal is read all the same, or the command would stop when it is full.
-async fn output(from: Option<&Watched>, to: Option<Sink>, over: watch::Receiver<bool>) {
-    match (from, to) {
-        (Some(from), Some(mut to)) => pump::output(from, &mut to, over).await,
-        (Some(from), None) => pump::drain(from, over).await,
-        (None, _) => {}
     }
 }
 

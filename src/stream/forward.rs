@@ -16,15 +16,19 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_util::sync::CancellationToken;
 
-use super::handshake::{Agreed, Offer, TUNNEL};
+use super::handshake::{Agreed, Offer};
 use super::session::{STREAM_TYPE, Sink, Source};
-use super::{pump, spdy, websocket};
+use super::websocket::TUNNEL;
+use super::{spdy, websocket};
 use crate::network::netns;
 use crate::pod::Pods;
 use crate::task::{blocking, chain};
 
-pub(super) const OFFER: Offer = Offer { spdy: &["portforward.k8s.io", ""], websocket: websocket::PORT_FORWARD };
+pub(super) const OFFER: Offer =
+    Offer { spdy: &["portforward.k8s.io", ""], websocket: websocket::PORT_FORWARD };
 
 const PORT: &str = "port";
 const REQUEST_ID: &str = "requestid";
@@ -74,12 +78,19 @@ pub(super) async fn run(
     ports: &[u16],
     agreed: Agreed,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stop: &CancellationToken,
 ) {
     let target = Target { pods: pods.clone(), pod: pod.to_owned() };
-    match agreed {
-        Agreed::Spdy(_) => over_spdy(target, io).await,
-        Agreed::WebSocket(TUNNEL) => over_spdy(target, websocket::Tunnel::server(io).await).await,
-        Agreed::WebSocket(protocol) => over_websocket(target, protocol, ports, io).await,
+    let work = async {
+        match agreed {
+            Agreed::Spdy(_) => over_spdy(target, io).await,
+            Agreed::WebSocket(TUNNEL) => over_spdy(target, websocket::Tunnel::server(io).await).await,
+            Agreed::WebSocket(protocol) => over_websocket(target, protocol, ports, io).await,
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
     }
 }
 
@@ -113,8 +124,11 @@ async fn over_spdy(target: Target, io: impl AsyncRead + AsyncWrite + Unpin + Sen
             stream.refuse().await.ok();
             continue;
         };
-        let pair =
-            pairs.entry(id.clone()).or_insert_with(|| Pair { since: Instant::now(), data: None, error: None });
+        let pair = pairs.entry(id.clone()).or_insert_with(|| Pair {
+            since: Instant::now(),
+            data: None,
+            error: None,
+        });
         let place = if is_data { &mut pair.data } else { &mut pair.error };
         if place.is_some() {
             stream.refuse().await.ok();
@@ -148,7 +162,7 @@ async fn until(time: Option<Instant>) {
 ///
 /// Clients before Kubernetes 1.3 give no request id: their streams come in pairs, error first, and stream ids of a client
 /// are two apart (k8s.io/kubelet portforward/httpstream.go).
-fn meant(stream: &spdy::Stream) -> Option<(u16, String, bool)> {
+fn meant(stream: &spdy::NewStream) -> Option<(u16, String, bool)> {
     let port = stream.header(PORT)?.parse().ok().filter(|port| *port != 0)?;
     let is_data = match stream.header(STREAM_TYPE)? {
         "data" => true,
@@ -162,13 +176,37 @@ fn meant(stream: &spdy::Stream) -> Option<(u16, String, bool)> {
     Some((port, id, is_data))
 }
 
+/// A connection per port that was asked for, begun at once: channels 2n and 2n + 1 are its data and its errors, and the
+/// first message on each is the port, low byte first (k8s.io/kubelet portforward/websocket.go). A channel cannot be ended
+/// by itself, so the client is there as long as any connection is.
 async fn over_websocket(
     target: Target,
     protocol: &str,
     ports: &[u16],
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) {
-    todo!()
+    // At most 127 ports come through the edge.
+    let channels = (0..=u8::MAX).step_by(2).zip(ports);
+    let inputs: Vec<u8> = channels.clone().map(|(channel, _)| channel).collect();
+    let (mut connection, receivers) = websocket::Channels::over(io, Role::Server, protocol, &inputs).await;
+    let mut work = JoinSet::new();
+    for ((channel, &port), from) in channels.zip(receivers) {
+        let [mut to, mut error] =
+            [channel, channel + 1].map(|channel| Sink::WebSocket(connection.sender(channel)));
+        for sink in [&mut to, &mut error] {
+            sink.send(Bytes::copy_from_slice(&port.to_le_bytes())).await.ok();
+        }
+        let target = target.clone();
+        work.spawn(async move { forward(&target, port, false, Source::WebSocket(from), to, error).await });
+    }
+    let over = async { while work.join_next().await.is_some() {} };
+    let all_over = tokio::select! {
+        () = over => true,
+        () = connection.closed() => false,
+    };
+    if all_over {
+        connection.close().await;
+    }
 }
 
 /// One connection from its first byte to its last. What went wrong goes to `error`; a client that reads something there
@@ -206,7 +244,8 @@ async fn carry(stream: TcpStream, from: &mut Source, to: &mut Sink) {
             match read.read_buf(&mut chunk).await {
                 Ok(0) => break,
                 Ok(length) => {
-                    let piece = if length < CHUNK / 8 { Bytes::copy_from_slice(&chunk) } else { chunk.into() };
+                    let piece =
+                        if length < CHUNK / 8 { Bytes::copy_from_slice(&chunk) } else { chunk.into() };
                     if to.send(piece).await.is_err() {
                         return;
                     }

@@ -20,9 +20,6 @@ const WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const WEBSOCKET_VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
 const WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
-/// The tunnel of a SPDY connection within a WebSocket.
-pub(super) const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
-
 /// What the two sides agreed on: the name of the subprotocol, empty if the client named none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Agreed {
@@ -52,7 +49,8 @@ pub(super) fn negotiate<B>(request: &Request<B>, offer: Offer) -> Result<(Agreed
     if lists(headers, UPGRADE, "spdy/3.1") {
         return spdy(headers, offer);
     }
-    let asked = headers.get(UPGRADE).map_or("nothing".into(), |value| String::from_utf8_lossy(value.as_bytes()));
+    let asked =
+        headers.get(UPGRADE).map_or("nothing".into(), |value| String::from_utf8_lossy(value.as_bytes()));
     Err(refusal(
         StatusCode::BAD_REQUEST,
         &format!("this URL needs `Upgrade: SPDY/3.1` or `Upgrade: websocket`, not {asked}"),
@@ -152,7 +150,8 @@ mod tests {
     };
 
     fn ask(headers: &[(&str, &str)]) -> Result<(Agreed, Answer), Box<Answer>> {
-        let builder = headers.iter().fold(Request::builder(), |builder, (name, value)| builder.header(*name, *value));
+        let builder =
+            headers.iter().fold(Request::builder(), |builder, (name, value)| builder.header(*name, *value));
         negotiate(&builder.body(()).unwrap(), OFFER)
     }
 

@@ -37,8 +37,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::container::exec::{ExecOptions, Streams as Wanted};
 use crate::container::ContainerError;
+use crate::container::exec::{ExecOptions, Streams as Wanted};
 use crate::pod::{PodError, Pods};
 
 pub(crate) use server::{ServerError, Settings, bind};
@@ -49,10 +49,19 @@ use ticket::Tickets;
 /// What a URL stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Task {
-    Exec { container: String, options: ExecOptions },
-    Attach { container: String, streams: Wanted },
+    Exec {
+        container: String,
+        options: ExecOptions,
+    },
+    Attach {
+        container: String,
+        streams: Wanted,
+    },
     /// `ports` are those of the request; only WebSocket clients need them, SPDY clients name a port per stream.
-    Forward { pod: String, ports: Vec<u16> },
+    Forward {
+        pod: String,
+        ports: Vec<u16>,
+    },
 }
 
 impl Task {

@@ -30,6 +30,10 @@ impl AsFd for Watched {
 
 impl Watched {
     /// `fd` must be non-blocking. Needs a tokio runtime.
+    #[expect(
+        deprecated,
+        reason = "it is unsound for types that lie about their descriptor; OwnedFd does not"
+    )]
     pub(super) fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
         Ok(Self(AsyncFd::with_interest(fd, interest)?))
     }
@@ -37,7 +41,9 @@ impl Watched {
     /// What there is, at most a chunk; `None` at the end. A terminal ends with EIO: nobody has its other side open.
     fn try_read(&self) -> io::Result<Option<Bytes>> {
         let mut chunk = Vec::with_capacity(CHUNK);
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, rustix::buffer::spare_capacity(&mut chunk))) {
+        match rustix::io::retry_on_intr(|| {
+            rustix::io::read(&self.0, rustix::buffer::spare_capacity(&mut chunk))
+        }) {
             Ok(0) | Err(rustix::io::Errno::IO) => Ok(None),
             // A keystroke's echo must not hold a whole chunk while it waits.
             Ok(length) if length < CHUNK / 8 => Ok(Some(Bytes::copy_from_slice(&chunk))),
@@ -46,21 +52,35 @@ impl Watched {
         }
     }
 
-    /// The next chunk; `None` at the end, and once there is nothing more after `over`.
-    async fn read(&self, over: &mut watch::Receiver<bool>) -> Option<Bytes> {
+    /// The next chunk; `None` at the end, and once there is nothing more after `over`. From then on at most what a pipe
+    /// holds is read, counted down in `left`: a descendant that goes on writing is not listened to.
+    async fn read(&self, over: &mut watch::Receiver<bool>, left: &mut Option<usize>) -> Option<Bytes> {
         let failed = |error: io::Error| {
             tracing::debug!(%error, "cannot read the output of a command");
             None
         };
         loop {
+            let is_over = *over.borrow() || over.has_changed().is_err();
+            if is_over {
+                // A terminal is no pipe and holds less than one.
+                let holds = || rustix::pipe::fcntl_getpipe_size(self).unwrap_or(CHUNK);
+                if *left.get_or_insert_with(holds) == 0 {
+                    return None;
+                }
+            }
             // Not only when the runtime says so: a terminal's last bytes are on their way in the kernel and come with
             // the read that asks for them.
             match self.try_read() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return failed(error),
-                Ok(chunk) => return chunk,
+                Ok(chunk) => {
+                    if let (Some(left), Some(chunk)) = (left, &chunk) {
+                        *left = left.saturating_sub(chunk.len());
+                    }
+                    return chunk;
+                }
             }
-            if *over.borrow() || over.has_changed().is_err() {
+            if is_over {
                 return None;
             }
             let ready = tokio::select! {
@@ -92,8 +112,9 @@ impl Watched {
 ///
 /// Once `over` is true nothing is waited for any more: what the command wrote is passed on, and a descendant of it that
 /// holds the stream open is not. A client that wants no more closes the stream here, and the command sees a broken pipe.
-pub(super) async fn output(from: &Watched, to: &mut Sink, mut over: watch::Receiver<bool>) {
-    while let Some(chunk) = from.read(&mut over).await {
+async fn output(from: &Watched, to: &mut Sink, mut over: watch::Receiver<bool>) {
+    let mut left = None;
+    while let Some(chunk) = from.read(&mut over, &mut left).await {
         if to.send(chunk).await.is_err() {
             return;
         }
@@ -101,9 +122,21 @@ pub(super) async fn output(from: &Watched, to: &mut Sink, mut over: watch::Recei
     to.finish().await.ok();
 }
 
-/// Reads what nobody wants, as [`output`] does what somebody wants.
-pub(super) async fn drain(from: &Watched, mut over: watch::Receiver<bool>) {
-    while from.read(&mut over).await.is_some() {}
+/// Output that nobody asked for has no pipe, and a client that wants none of a terminal's is not sent any, but the
+/// terminal is read all the same, or the command would stop when it is full.
+pub(super) async fn output_or_drain(
+    from: Option<&Watched>,
+    to: Option<Sink>,
+    mut over: watch::Receiver<bool>,
+) {
+    match (from, to) {
+        (Some(from), Some(mut to)) => output(from, &mut to, over).await,
+        (Some(from), None) => {
+            let mut left = None;
+            while from.read(&mut over, &mut left).await.is_some() {}
+        }
+        (None, _) => {}
+    }
 }
 
 /// Passes what the client sends on to a command, to the client's end of the stream or until the command reads no more;
@@ -151,7 +184,9 @@ impl Sizes {
                 Ok(Some(size)) => return size,
                 Ok(None) if self.unread.len() <= RESIZE_BYTES_MAX => {}
                 _ => {
-                    tracing::debug!("a client sends something else than terminal sizes; it is not listened to");
+                    tracing::debug!(
+                        "a client sends something else than terminal sizes; it is not listened to"
+                    );
                     self.from = None;
                     self.unread.clear();
                 }

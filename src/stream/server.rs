@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use super::handshake::{Agreed, Answer, negotiate, refusal};
 use super::idle::Idle;
 use super::ticket::Tickets;
 use super::tls::{Tls, TlsError, TlsFiles};
+use super::websocket::TUNNEL;
 use super::{Inner, Streams, Task, attach, exec, forward};
 use crate::pod::Pods;
 
@@ -35,6 +36,9 @@ const HEADERS_BYTES_MAX: usize = 64 << 10;
 
 /// After a failure to accept (EMFILE, ENFILE): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For clients to be told that the daemon stops; whoever is slower is cut off.
+const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// What the configuration says about streams.
 #[derive(Debug, Clone)]
@@ -149,7 +153,9 @@ impl Connection {
                 let accept = tokio_rustls::TlsAcceptor::from(config).accept(stream);
                 match tokio::time::timeout(HELLO_WAIT, accept).await {
                     Ok(Ok(stream)) => self.http(stream).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a client of the streaming server failed at TLS"),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a client of the streaming server failed at TLS")
+                    }
                     Err(_) => tracing::debug!("a client of the streaming server was silent at TLS"),
                 }
             }
@@ -160,11 +166,15 @@ impl Connection {
     async fn http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let (stop, idle_timeout) = (self.stop.clone(), self.idle_timeout);
         let (stream, idle) = Idle::watch(stream);
-        // The task that an upgraded connection goes to.
-        let (begin, begun) = tokio::sync::oneshot::channel();
-        let begin = std::sync::Mutex::new(Some(begin));
+        // What an upgraded connection is for.
+        let begun = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| {
-            let answer = self.answer(request, &begin);
+            let (answer, work) = match self.answer(request) {
+                Ok((answer, work)) => (answer, Some(work)),
+                Err(refusal) => (*refusal, None),
+            };
+            // One connection carries one stream: after an upgrade there is no second request, and after a refusal none.
+            *lock(&begun) = work;
             std::future::ready(Ok::<_, Infallible>(answer))
         });
         let served = http1::Builder::new()
@@ -174,18 +184,21 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let whole = async {
-            if let Err(error) = served.await {
-                tracing::debug!(%error, "a client of the streaming server failed at HTTP");
+            tokio::select! {
+                served = served => if let Err(error) = served {
+                    tracing::debug!(%error, "a client of the streaming server failed at HTTP");
+                },
+                () = stop.cancelled() => return,
             }
-            drop(begin);
-            if let Ok(stream) = begun.await {
-                stream.await;
+            let work = lock(&begun).take();
+            if let Some(work) = work {
+                work.await;
             }
         };
         tokio::select! {
             () = whole => {}
             () = idle.for_so_long(idle_timeout) => tracing::info!("a stream is closed: nothing moved for {idle_timeout:?}"),
-            () = stop.cancelled() => {}
+            () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_WAIT).await } => {}
         }
     }
 }
@@ -193,46 +206,46 @@ impl Connection {
 type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Connection {
-    /// The answer to a request; what is to be done after an upgrade goes to `begin`.
-    fn answer(
-        &self,
-        mut request: Request<Incoming>,
-        begin: &std::sync::Mutex<Option<tokio::sync::oneshot::Sender<Work>>>,
-    ) -> Answer {
-        let not_found = || *refusal(StatusCode::NOT_FOUND, "no stream is waiting under this URL");
+    /// The answer to a request, and what is to be done after the upgrade.
+    fn answer(&self, mut request: Request<Incoming>) -> Result<(Answer, Work), Box<Answer>> {
+        let not_found = || refusal(StatusCode::NOT_FOUND, "no stream is waiting under this URL");
         if request.method() != Method::GET && request.method() != Method::POST {
-            return *refusal(StatusCode::METHOD_NOT_ALLOWED, "a stream is asked for by GET or POST");
+            return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "a stream is asked for by GET or POST"));
         }
         let path = request.uri().path();
         let Some((verb, token)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
-            return not_found();
+            return Err(not_found());
         };
-        let Some(task) = self.streams.0.tickets.redeem(token, Instant::now()) else { return not_found() };
+        let task = self.streams.0.tickets.redeem(token, Instant::now()).ok_or_else(not_found)?;
         if task.verb() != verb {
-            return not_found();
+            return Err(not_found());
         }
         let offer = match &task {
             Task::Exec { .. } | Task::Attach { .. } => super::session::OFFER,
             Task::Forward { .. } => forward::OFFER,
         };
-        let (agreed, answer) = match negotiate(&request, offer) {
-            Ok(agreed) => agreed,
-            Err(refusal) => return *refusal,
-        };
-        let (pods, upgrade) = (self.streams.0.pods.clone(), hyper::upgrade::on(&mut request));
+        let (agreed, answer) = negotiate(&request, offer)?;
+        if let (Task::Forward { ports, .. }, Agreed::WebSocket(protocol)) = (&task, &agreed)
+            && ports.is_empty()
+            && *protocol != TUNNEL
+        {
+            let said = "the request for this URL named no port, which a WebSocket client needs";
+            return Err(refusal(StatusCode::BAD_REQUEST, said));
+        }
+        let (pods, stop) = (self.streams.0.pods.clone(), self.stop.clone());
+        let upgrade = hyper::upgrade::on(&mut request);
         let work = Box::pin(async move {
             match upgrade.await {
-                Ok(upgraded) => run(pods, task, agreed, TokioIo::new(upgraded)).await,
+                Ok(upgraded) => run(pods, task, agreed, TokioIo::new(upgraded), &stop).await,
                 Err(error) => tracing::debug!(%error, "a stream's client went away at the upgrade"),
             }
         });
-        let begin = begin.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        // One connection carries one stream: after an upgrade there is no second request.
-        if let Some(begin) = begin {
-            begin.send(work).ok();
-        }
-        answer
+        Ok((answer, work))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn run(
@@ -240,10 +253,13 @@ async fn run(
     task: Task,
     agreed: Agreed,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stop: &CancellationToken,
 ) {
     match task {
-        Task::Exec { container, options } => exec::run(&pods, &container, options, agreed, io).await,
-        Task::Attach { container, streams } => attach::run(&pods, &container, streams, agreed, io).await,
-        Task::Forward { pod, ports } => forward::run(&pods, &pod, &ports, agreed, io).await,
+        Task::Exec { container, options } => exec::run(&pods, &container, options, agreed, io, stop).await,
+        Task::Attach { container, streams } => {
+            attach::run(&pods, &container, streams, agreed, io, stop).await
+        }
+        Task::Forward { pod, ports } => forward::run(&pods, &pod, &ports, agreed, io, stop).await,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::body::Bytes;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::handshake::{Agreed, Offer};
 use super::{spdy, websocket};
@@ -253,7 +254,30 @@ impl Session {
         wanted: Wanted,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Self {
-        todo!()
+        use websocket::{ERROR, RESIZE, STDERR, STDIN, STDOUT};
+        let inputs = [(wanted.stdin, STDIN), (wanted.terminal, RESIZE)];
+        let inputs: Vec<u8> =
+            inputs.into_iter().filter_map(|(wanted, channel)| wanted.then_some(channel)).collect();
+        let (channels, receivers) = websocket::Channels::over(io, Role::Server, protocol, &inputs).await;
+        let (mut stdin, mut resize) = (None, None);
+        for (channel, receiver) in inputs.into_iter().zip(receivers) {
+            let place = if channel == STDIN { &mut stdin } else { &mut resize };
+            *place = Some(Source::WebSocket(receiver));
+        }
+        let sink = |wanted: bool, channel| wanted.then(|| Sink::WebSocket(channels.sender(channel)));
+        let (mut stdout, mut stderr) = (sink(wanted.stdout, STDOUT), sink(wanted.stderr, STDERR));
+        let mut error = Sink::WebSocket(channels.sender(ERROR));
+        // An empty message tells the client that the streams are there, as other runtimes do on the first that it can read.
+        let first = stdout.as_mut().or(stderr.as_mut()).unwrap_or(&mut error);
+        first.send(Bytes::new()).await.ok();
+        Self {
+            stdin,
+            stdout,
+            stderr,
+            resize,
+            end: End { sink: error, verdict: Verdict::of(protocol) },
+            connection: Connection::WebSocket(channels),
+        }
     }
 }
 

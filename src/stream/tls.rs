@@ -99,8 +99,11 @@ fn stamp(files: &TlsFiles) -> Stamp {
 
 fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let certificates = certificates("the certificate", &files.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|source| TlsError::Read { what: "the private key", path: files.key.clone(), source })?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::Read {
+        what: "the private key",
+        path: files.key.clone(),
+        source,
+    })?;
     let builder = match &files.client_ca {
         None => ServerConfig::builder().with_no_client_auth(),
         Some(path) => {
@@ -110,7 +113,8 @@ fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
                 authorities.add(certificate).map_err(|error| refused(error.into()))?;
             }
             let verifier = WebPkiClientVerifier::builder(authorities.into()).build();
-            ServerConfig::builder().with_client_cert_verifier(verifier.map_err(|error| refused(error.into()))?)
+            ServerConfig::builder()
+                .with_client_cert_verifier(verifier.map_err(|error| refused(error.into()))?)
         }
     };
     let mut config = builder.with_single_cert(certificates, key).map_err(|source| TlsError::Pair {

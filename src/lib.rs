@@ -39,6 +39,8 @@
 //!                  → monitor/client ⇒ monitor/driver ⇒ sandbox/create → sandbox/init → sys
 //! PullImage        cri/image → image/pull → image/registry → image/unpack → image/layers → image/index
 //! ExecSync         cri/runtime → container/exec → monitor/client ⇒ monitor/driver ⇒ sandbox/exec
+//! Exec             container/exec → monitor/exec ⇒ monitor/driver ⇒ sandbox/exec; then bytes without the monitor
+//! Attach           container/exec → monitor/attach ⇒ monitor/driver ; then bytes through the monitor
 //! ```
 //!
 //! # Decisions
@@ -57,6 +59,8 @@
 //!   have to know the modules above it.
 //! - The feature `daemon` is the line between the daemon and the two helpers: without it nothing of tokio, tonic or prost
 //!   can be linked into them.
+
+#![cfg_attr(feature = "daemon", expect(dead_code, reason = "the streaming server will use exec and attach"))]
 
 #[cfg(feature = "daemon")]
 mod cli;

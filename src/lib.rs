@@ -61,6 +61,8 @@
 //! - The feature `daemon` is the line between the daemon and the two helpers: without it nothing of tokio, tonic or prost
 //!   can be linked into them.
 
+#![cfg_attr(feature = "daemon", expect(dead_code, reason = "the streaming server will use exec and attach"))]
+
 #[cfg(feature = "daemon")]
 mod cli;
 #[cfg(feature = "daemon")]

@@ -121,8 +121,12 @@ impl Refusal for ContainerError {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound(_) | Self::NoImage(_) => Kind::NotFound,
-            Self::Ambiguous { .. } | Self::EmptyCommand => Kind::InvalidArgument,
-            Self::Denied { .. } | Self::NoLog { .. } => Kind::FailedPrecondition,
+            Self::Ambiguous { .. }
+            | Self::EmptyCommand
+            | Self::NoStreams { .. }
+            | Self::TerminalAndStderr { .. }
+            | Self::OtherTerminal { .. } => Kind::InvalidArgument,
+            Self::Denied { .. } | Self::NoLog { .. } | Self::NoStdin { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } | Self::Busy { .. } => Kind::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Kind::DeadlineExceeded,
             Self::File { source, .. } => of_io(source),
@@ -227,6 +231,7 @@ impl Refusal for MonitorError {
             Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
             Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
             Self::Timeout { .. } => Kind::DeadlineExceeded,
+            Self::TooManySessions => Kind::ResourceExhausted,
             // Including a container that the monitor lost: NotFound would tell the kubelet that it never was.
             _ => Kind::Internal,
         }

@@ -220,7 +220,9 @@ impl Supervisor {
                 self.ending = true;
                 return Ok(Some(Reply::Done));
             }
-            Request::Unknown => return Err(Failure::Unsupported),
+            Request::Attach(_) | Request::FinishStdin { .. } | Request::Detach { .. } | Request::Unknown => {
+                return Err(Failure::Unsupported);
+            }
         }
         Ok(None)
     }

@@ -7,6 +7,7 @@
 //! ```text
 //! wire.rs        messages, both ends
 //! client.rs      the daemon's end        spawn.rs  starting a monitor
+//! exec.rs        commands with streams   attach.rs clients at a container's own streams
 //! ─────────────  the process ─────────────────────────────────────────
 //! namespaces.rs  made at the start
 //! serve.rs       connections             driver.rs  requests ─▶ OCI runtime ─▶ replies
@@ -18,8 +19,12 @@
 //! of work has used goes back to the kernel [`QUIET`] later.
 
 #[cfg(feature = "daemon")]
+pub(crate) mod attach;
+#[cfg(feature = "daemon")]
 pub(crate) mod client;
 mod driver;
+#[cfg(feature = "daemon")]
+pub(crate) mod exec;
 mod io;
 mod log;
 mod namespaces;

@@ -20,6 +20,9 @@ use crate::monitor::attach::{AttachEnd, AttachSession};
 use crate::pod::Pods;
 use crate::task::chain;
 
+/// What a client is told that was cut off.
+const SLOW: &str = "this client took output more slowly than the container made it, and was cut off; the log has all of it";
+
 /// Attaches a client that has just been upgraded, to the end of either.
 pub(super) async fn run(
     pods: &Pods,
@@ -100,7 +103,7 @@ impl Streams {
         let end = async {
             match control.ended().await {
                 AttachEnd::Exited => Ok(()),
-                AttachEnd::Slow { reason } => Err(Outcome::Error(reason)),
+                AttachEnd::Slow => Err(Outcome::Error(SLOW.to_owned())),
                 AttachEnd::Gone => Err(Outcome::Error("the pod's monitor has ended".to_owned())),
             }
         };

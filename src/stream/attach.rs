@@ -21,7 +21,8 @@ use crate::pod::Pods;
 use crate::task::chain;
 
 /// What a client is told that was cut off.
-const SLOW: &str = "this client took output more slowly than the container made it, and was cut off; the log has all of it";
+const SLOW: &str =
+    "this client took output more slowly than the container made it, and was cut off; the log has all of it";
 
 /// Attaches a client that has just been upgraded, to the end of either.
 pub(super) async fn run(
@@ -33,13 +34,14 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) {
     let Some(session) = Session::open(agreed, wanted, io).await else { return };
-    let Session { mut connection, stdin, stdout, stderr, resize, end } = session;
+    let Session { mut connection, stdin, mut stdout, mut stderr, resize, mut end } = session;
     let outcome = match pods.containers().attach(container, wanted).await {
         Err(error) => {
             tracing::debug!(container, error = %chain(&error), "a client is not attached");
             Outcome::Error(chain(&error))
         }
         Ok(attached) => {
+            end.ready(stdout.as_mut(), stderr.as_mut()).await;
             let streams = Streams { stdin, stdout, stderr, resize };
             tokio::select! {
                 outcome = streams.carry(attached) => outcome,

@@ -30,13 +30,14 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) {
     let Some(session) = Session::open(agreed, options.streams, io).await else { return };
-    let Session { mut connection, stdin, stdout, stderr, resize, end } = session;
+    let Session { mut connection, stdin, mut stdout, mut stderr, resize, mut end } = session;
     let outcome = match pods.containers().exec(container, options).await {
         Err(error) => {
             tracing::debug!(container, error = %chain(&error), "a command did not start");
             Outcome::Error(chain(&error))
         }
         Ok(command) => {
+            end.ready(stdout.as_mut(), stderr.as_mut()).await;
             let streams = Streams { stdin, stdout, stderr, resize };
             tokio::select! {
                 outcome = streams.carry(command) => outcome,

@@ -141,6 +141,15 @@ pub(super) struct End {
 }
 
 impl End {
+    /// Tells a WebSocket client that the command runs or that it is attached: an empty message on the first channel that
+    /// it can read. Other runtimes send it too, when the streams are open. SPDY has the replies to its streams for that.
+    pub(super) async fn ready(&mut self, stdout: Option<&mut Sink>, stderr: Option<&mut Sink>) {
+        let first = stdout.or(stderr).unwrap_or(&mut self.sink);
+        if matches!(first, Sink::WebSocket(_)) {
+            first.send(Bytes::new()).await.ok();
+        }
+    }
+
     /// Tells the client how it ended. A client that is gone does not hear it.
     pub(super) async fn tell(mut self, outcome: &Outcome) {
         if let Some(text) = self.verdict.text(outcome) {
@@ -265,17 +274,12 @@ impl Session {
             *place = Some(Source::WebSocket(receiver));
         }
         let sink = |wanted: bool, channel| wanted.then(|| Sink::WebSocket(channels.sender(channel)));
-        let (mut stdout, mut stderr) = (sink(wanted.stdout, STDOUT), sink(wanted.stderr, STDERR));
-        let mut error = Sink::WebSocket(channels.sender(ERROR));
-        // An empty message tells the client that the streams are there, as other runtimes do on the first that it can read.
-        let first = stdout.as_mut().or(stderr.as_mut()).unwrap_or(&mut error);
-        first.send(Bytes::new()).await.ok();
         Self {
             stdin,
-            stdout,
-            stderr,
+            stdout: sink(wanted.stdout, STDOUT),
+            stderr: sink(wanted.stderr, STDERR),
             resize,
-            end: End { sink: error, verdict: Verdict::of(protocol) },
+            end: End { sink: Sink::WebSocket(channels.sender(ERROR)), verdict: Verdict::of(protocol) },
             connection: Connection::WebSocket(channels),
         }
     }

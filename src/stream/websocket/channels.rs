@@ -245,7 +245,7 @@ async fn read<S>(
                 let queue = queues.iter().find(|(number, _)| *number == channel).map(|(_, queue)| queue);
                 // What nobody wants is thrown away; so is what comes for a channel that does not exist.
                 match queue {
-                    Some(queue) if !data.is_empty() && enqueue(queue, data, &to).await.is_err() => return,
+                    Some(queue) if enqueue(queue, data, &to).await.is_err() => return,
                     _ => continue,
                 }
             }

@@ -11,5 +11,6 @@ mod pods;
 mod rpcs;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod sandbox;
+mod stream;
 mod tidy;
 mod wire;

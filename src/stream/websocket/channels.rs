@@ -289,3 +289,133 @@ async fn enqueue(queue: &mpsc::Sender<Bytes>, data: Bytes, to: &Outgoing) -> io:
     room.send(data);
     Ok(())
 }
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    const V5: &str = "v5.channel.k8s.io";
+
+    async fn pair(protocol: &str, inputs: &[u8]) -> (Channels, Vec<Receiver>, Channels, Vec<Receiver>) {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (server, to_server) = Channels::over(near, Role::Server, protocol, inputs).await;
+        let (client, to_client) = Channels::over(far, Role::Client, protocol, inputs).await;
+        (server, to_server, client, to_client)
+    }
+
+    #[tokio::test]
+    async fn channels_arrive_apart_and_in_order_in_every_coding() {
+        for protocol in [V5, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""] {
+            let (server, mut at_server, client, mut at_client) = pair(protocol, &[0, 4]).await;
+            for (from, to) in [(&server, &mut at_client), (&client, &mut at_server)] {
+                from.sender(4).send("later".into()).await.unwrap();
+                from.sender(0).send(Bytes::from_static(&[0, 255, 10])).await.unwrap();
+                from.sender(7).send("nobody wants this".into()).await.unwrap();
+                from.sender(0).send("second".into()).await.unwrap();
+                let (mut four, mut zero) = (to.pop().unwrap(), to.pop().unwrap());
+                assert_eq!(zero.recv().await.unwrap()[..], [0, 255, 10], "{protocol}");
+                assert_eq!(zero.recv().await.unwrap(), "second", "{protocol}");
+                assert_eq!(four.recv().await.unwrap(), "later", "{protocol}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_channel_ends_before_the_others_on_v5_only() {
+        let (_server, mut at_server, client, _) = pair(V5, &[0, 4]).await;
+        let (mut four, mut zero) = (at_server.pop().unwrap(), at_server.pop().unwrap());
+        client.sender(0).send("a".into()).await.unwrap();
+        client.sender(0).finish().await.unwrap();
+        client.sender(4).send("b".into()).await.unwrap();
+        assert_eq!((zero.recv().await, zero.recv().await), (Some("a".into()), None));
+        assert_eq!(four.recv().await, Some("b".into()));
+
+        let (server, mut at_server, client, mut at_client) = pair("v4.channel.k8s.io", &[0]).await;
+        for (from, to) in [(&server, &mut at_client), (&client, &mut at_server)] {
+            from.sender(0).finish().await.unwrap();
+            from.sender(0).send("still".into()).await.unwrap();
+            assert_eq!(to.pop().unwrap().recv().await, Some("still".into()));
+        }
+    }
+
+    #[tokio::test]
+    async fn both_sides_learn_of_the_end() {
+        let (server, mut at_server, mut client, mut at_client) = pair(V5, &[0]).await;
+        let (closed, ()) = tokio::join!(at_client[0].recv(), server.close());
+        assert_eq!(closed, None);
+        client.closed().await;
+        assert_eq!(at_server[0].recv().await, None);
+        assert!(client.sender(0).send("x".into()).await.is_err());
+
+        let (mut server, mut at_server, client, _) = pair(V5, &[0]).await;
+        drop(client);
+        server.closed().await;
+        assert_eq!(at_server[0].recv().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_whose_input_waits_is_told_that_we_are_alive_and_noticed_when_it_goes() {
+        let (mut server, at_server, client, _) = pair(V5, &[0]).await;
+        for _ in 0..WAITING_MAX + 2 {
+            client.sender(0).send("unread".into()).await.unwrap();
+        }
+        // The clock jumps, since everything waits: pongs pass without harm.
+        assert!(tokio::time::timeout(4 * PONG_EVERY, server.closed()).await.is_err());
+        drop(client);
+        server.closed().await;
+        drop(at_server);
+    }
+
+    /// What a server answers to these bytes, until it closes.
+    async fn answer(protocol: &str, bytes: &[u8]) -> Vec<u8> {
+        let (near, mut far): (_, DuplexStream) = tokio::io::duplex(1 << 20);
+        let (mut server, _receivers) = Channels::over(near, Role::Server, protocol, &[0]).await;
+        far.write_all(bytes).await.unwrap();
+        server.closed().await;
+        drop(server);
+        let mut answer = Vec::new();
+        far.read_to_end(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// A frame of a client, masked with zeroes.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        assert!(payload.len() < 126, "one byte of length");
+        [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_sense_is_answered_with_a_reason() {
+        let close = |code: u16| [0x88_u8].into_iter().chain(code.to_be_bytes()).collect::<Vec<_>>();
+        for (bytes, code) in [
+            // The end of no channel; a frame without a mask; reserved bits; an unknown kind; a continuation of nothing.
+            (frame(0x82, &[END]), 1002),
+            (vec![0x82, 1, 0], 1002),
+            (frame(0xf2, &[0]), 1002),
+            (frame(0x83, &[0]), 1002),
+            (frame(0x80, &[0]), 1002),
+            // A ping in pieces; a text that is none; more than we take, by its length alone.
+            (frame(0x09, &[0]), 1002),
+            (frame(0x81, &[0x30, 0xff]), 1007),
+            (vec![0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], 1009),
+        ] {
+            let answer = answer(V5, &bytes).await;
+            let found = [answer.first().copied().unwrap_or(0), answer[2], answer[3]];
+            assert_eq!(found[..], close(code), "{bytes:?}: {answer:?}");
+        }
+        let answer = answer("base64.channel.k8s.io", &frame(0x81, b"0*")).await;
+        assert_eq!(&answer[4..], b"a message for channel 0 is not base64");
+    }
+
+    #[tokio::test]
+    async fn pings_are_answered_between_the_pieces_of_a_message() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let (_server, mut receivers) = Channels::over(near, Role::Server, V5, &[0]).await;
+        far.write_all(&[frame(0x02, &[0, b'a']), frame(0x89, b"ping"), frame(0x80, b"b")].concat()).await.unwrap();
+        assert_eq!(receivers[0].recv().await, Some("ab".into()));
+        let mut pong = [0; 6];
+        far.read_exact(&mut pong).await.unwrap();
+        assert_eq!(&pong, b"\x8a\x04ping");
+    }
+}

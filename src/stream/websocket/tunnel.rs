@@ -83,3 +83,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tunnel<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_whatever_the_messages_and_the_end_is_a_close() {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let mut client = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        let server = async {
+            let mut tunnel = Tunnel::server(near).await;
+            let mut heard = vec![0; 9];
+            tunnel.read_exact(&mut heard).await.unwrap();
+            assert_eq!(heard, b"in pieces");
+            tunnel.write_all(&vec![7; 3 * PIECE + 1]).await.unwrap();
+            tunnel.flush().await.unwrap();
+            assert_eq!(tunnel.read(&mut heard).await.unwrap(), 0);
+            tunnel.shutdown().await.ok();
+        };
+        let client = async {
+            for piece in ["in", " ", "", "pieces"] {
+                client.send(Message::binary(piece)).await.unwrap();
+                client.send(Message::Ping(Bytes::new())).await.unwrap();
+            }
+            let mut read = 0;
+            while read < 3 * PIECE + 1 {
+                if let Message::Binary(piece) = client.next().await.unwrap().unwrap() {
+                    assert!(piece.len() <= PIECE && piece.iter().all(|byte| *byte == 7));
+                    read += piece.len();
+                }
+            }
+            client.close(None).await.unwrap();
+            while client.next().await.is_some() {}
+        };
+        tokio::join!(server, client);
+    }
+
+    #[tokio::test]
+    async fn a_text_message_breaks_it() {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let mut client = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        client.send(Message::text("hello")).await.unwrap();
+        let error = Tunnel::server(near).await.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -279,13 +279,15 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (0..40_000usize).prop_map(Step::Push),
+            (0..120_000usize).prop_map(Step::Push),
             (1..9000usize).prop_map(Step::Take),
             Just(Step::Flush)
         ]
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         /// The model is one queue: what was pushed before the cut comes out in order, and the cut comes exactly when the
         /// buffer would outgrow its bound.
         #[test]
@@ -296,7 +298,8 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Push(length) => {
-                        let chunk: Vec<u8> = (0..length).map(|_| { next = next.wrapping_add(7); next }).collect();
+                        next = next.wrapping_add(1);
+                        let chunk = [&[next][..], &vec![!next; length]].concat();
                         client.push(Stream::Stdout, &chunk);
                         // Nobody wants it.
                         client.push(Stream::Stderr, &chunk);

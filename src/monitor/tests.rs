@@ -4,16 +4,17 @@
 //! and goes. What "runs" in the container is the bundle's `run` script, which waits for `start` to make a file.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use super::sinks::CLIENTS_MAX;
 use super::wire::{
-    self, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces, Ready,
-    Reply, Request, Runtime, Status, ToMonitor,
+    self, AttachEnd, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces,
+    Ready, Reply, Request, Runtime, Status, ToMonitor,
 };
 use crate::sys::socket;
 
@@ -41,11 +42,14 @@ create)
     fi
     if [ -e "$bundle/hang" ]; then sleep 1000; fi
     echo "$bundle" > "$root/$id"
-    (read go < "$bundle/fifo"; exec sh "$bundle/run") &
+    # A shell gives what it starts in the background no input.
+    exec 3<&0
+    (read go < "$bundle/fifo"; exec sh "$bundle/run" <&3 3<&-) &
     echo $! > "$pid_file" ;;
 start) echo go > "$(cat "$root/$id")/fifo" ;;
 exec)
-    sh "$(cat "$root/$id")/exec" &
+    exec 3<&0
+    sh "$(cat "$root/$id")/exec" <&3 3<&- &
     echo $! > "$pid_file" ;;
 delete) kill -9 "$(cat "$(cat "$root/$id")/pid")" 2> /dev/null; rm -f "$root/$id" ;;
 esac
@@ -202,6 +206,10 @@ impl Fixture {
 
     /// Makes a bundle whose container runs `script`, and asks for it.
     fn create(&mut self, id: &str, script: &str, timeout_ms: u64) -> Reply {
+        self.create_with(id, script, |create| create.timeout_ms = timeout_ms)
+    }
+
+    fn create_with(&mut self, id: &str, script: &str, change: impl FnOnce(&mut Create)) -> Reply {
         let bundle = self.dir.path().join(id);
         fs::create_dir_all(&bundle).expect("a bundle");
         fs::write(bundle.join("run"), script).expect("a script");
@@ -220,7 +228,7 @@ impl Fixture {
             systemd_cgroup: false,
             bundled: false,
         };
-        let create = Create {
+        let mut create = Create {
             container: id.into(),
             runtime,
             bundle,
@@ -231,8 +239,9 @@ impl Fixture {
             cgroup: String::new(),
             rootfs: false,
             mounts: Vec::new(),
-            timeout_ms,
+            timeout_ms: 10_000,
         };
+        change(&mut create);
         let directory = self.directory();
         self.ask(Request::Create(create), &[directory])
     }
@@ -240,7 +249,36 @@ impl Fixture {
     fn run(&mut self, id: &str, script: &str) {
         let created = self.create(id, script, 10_000);
         assert!(matches!(created, Reply::Created(_)), "{created:?}");
+        self.start(id);
+    }
+
+    fn start(&mut self, id: &str) {
         assert_eq!(self.ask(Request::Start { container: id.into(), timeout_ms: 10_000 }, &[]), Reply::Done);
+    }
+
+    /// A container that can be written to, created and not started.
+    fn create_with_input(&mut self, id: &str, script: &str, once: bool) {
+        let created = self.create_with(id, script, |create| (create.stdin, create.stdin_once) = (true, once));
+        assert!(matches!(created, Reply::Created(_)), "{created:?}");
+    }
+
+    /// Attaches to input and output.
+    fn attach(&mut self, attach: &str, container: &str) -> Client {
+        let ((input_end, input), (output, output_end)) = (pipe(), pipe());
+        let request = wire::Attach {
+            attach: attach.into(),
+            container: container.into(),
+            stdin: true,
+            stdout: true,
+            stderr: false,
+        };
+        assert_eq!(self.ask(Request::Attach(request), &[input_end, output_end]), Reply::Done);
+        Client { input: Some(input.into()), output: output.into() }
+    }
+
+    /// Descriptors of the monitor's process.
+    fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("descriptors").count()
     }
 
     /// What a container wrote: stream, tag and content of each line.
@@ -248,6 +286,38 @@ impl Fixture {
         let text = fs::read_to_string(self.dir.path().join(name)).expect("a log");
         text.lines().map(|line| line[31..].to_owned()).collect()
     }
+}
+
+/// A client's ends of its pipes.
+struct Client {
+    input: Option<fs::File>,
+    output: fs::File,
+}
+
+impl Client {
+    fn write(&mut self, text: &[u8]) {
+        self.input.as_mut().expect("not closed").write_all(text).expect("written");
+    }
+
+    fn read(&mut self, length: usize) -> Vec<u8> {
+        let mut read = vec![0; length];
+        self.output.read_exact(&mut read).expect("so much output");
+        read
+    }
+
+    fn rest(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        self.output.read_to_end(&mut rest).expect("output");
+        rest
+    }
+}
+
+fn pipe() -> (OwnedFd, OwnedFd) {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe")
+}
+
+fn attach_ended(attach: &str, end: AttachEnd) -> Event {
+    Event::AttachEnded { attach: attach.into(), end }
 }
 
 fn send(socket: &OwnedFd, mut bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]) {
@@ -279,9 +349,9 @@ fn an_exit_is_told_after_the_log_is_whole_and_is_in_the_status() {
 #[test]
 fn what_a_child_that_is_left_behind_holds_open_delays_nothing() {
     let mut monitor = Fixture::new(Namespaces::default());
-    monitor.run("c", "echo before; sleep 1000 & echo $! > $(dirname $0)/child; kill -9 $$");
+    monitor.run("c", "echo before; printf rest; sleep 1000 & echo $! > $(dirname $0)/child; kill -9 $$");
     assert_eq!(exited(monitor.event()), ("c".into(), 137, 9));
-    assert_eq!(monitor.log("c.log"), ["stdout F before"]);
+    assert_eq!(monitor.log("c.log"), ["stdout F before", "stdout P rest"]);
     let child = fs::read_to_string(monitor.dir.path().join("c/child")).expect("a pid");
     let child = rustix::process::Pid::from_raw(child.trim().parse().expect("a number")).expect("a pid");
     rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("killed");
@@ -345,6 +415,141 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
     assert_eq!(monitor.event(), expected);
     // The end of the pipe is the end of every process of the tree.
     assert_eq!(fs::File::from(read).read_to_end(&mut Vec::new()).expect("read"), 0);
+}
+
+#[test]
+fn clients_see_the_same_from_when_they_attach_until_the_container_ends() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input("c", "while read line; do echo got $line; done; printf end; exit 4", false);
+    let mut first = monitor.attach("a", "c");
+    monitor.start("c");
+    let quiet = monitor.descriptors();
+    first.write(b"one\n");
+    assert_eq!(first.read(8), b"got one\n");
+    let mut second = monitor.attach("b", "c");
+    second.write(b"two\n");
+    assert_eq!((first.read(8), second.read(8)), (b"got two\n".to_vec(), b"got two\n".to_vec()));
+    // The end of one client's input is not the container's.
+    first.input = None;
+    second.write(b"three\n");
+    assert_eq!(first.read(10), b"got three\n");
+    assert_eq!(monitor.ask(Request::Detach { attach: "a".into() }, &[]), Reply::Done);
+    assert_eq!(first.rest(), b"");
+    assert_eq!(monitor.descriptors(), quiet, "the monitor closed what was the client's");
+    monitor.ask(Request::Kill { container: "c".into(), signal: 9, all: false, timeout_ms: 1000 }, &[]);
+    assert_eq!(exited(monitor.event()), ("c".into(), 137, 9));
+    assert_eq!(monitor.event(), attach_ended("b", AttachEnd::Exited));
+    assert_eq!(second.rest(), b"got three\n");
+    assert_eq!(monitor.log("c.log"), ["stdout F got one", "stdout F got two", "stdout F got three"]);
+}
+
+/// The container waits for a line after each burst, so the client that reads is never behind by more than one.
+#[test]
+fn a_client_that_does_not_read_is_cut_and_nobody_else_notices() {
+    const BURST: usize = 300_000;
+    let mut monitor = Fixture::new(Namespaces::default());
+    let script = format!("for i in 1 2 3 4 5 6; do head -c {BURST} /dev/zero; read line; done");
+    monitor.create_with_input("c", &script, false);
+    let (mut keen, lazy) = (monitor.attach("keen", "c"), monitor.attach("lazy", "c"));
+    monitor.start("c");
+    for _ in 0..6 {
+        assert_eq!(keen.read(BURST), vec![0; BURST]);
+        keen.write(b"\n");
+    }
+    assert_eq!(monitor.event(), attach_ended("lazy", AttachEnd::Slow));
+    assert_eq!(exited(monitor.event()), ("c".into(), 0, 0));
+    assert_eq!(monitor.event(), attach_ended("keen", AttachEnd::Exited));
+    assert_eq!(keen.rest(), b"");
+    assert!(lazy.rest().len() < BURST, "only what its pipe held");
+}
+
+#[test]
+fn a_client_gets_what_it_has_not_read_yet_after_the_container_is_gone() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input("c", "head -c 500000 /dev/zero; exit 6", false);
+    let client = monitor.attach("a", "c");
+    monitor.start("c");
+    assert_eq!(exited(monitor.event()), ("c".into(), 6, 0));
+    let delete = Request::Delete { container: "c".into(), timeout_ms: 10_000 };
+    assert_eq!(monitor.ask(delete, &[]), Reply::Done);
+    assert!(monitor.events.is_empty(), "the client has not read yet: {:?}", monitor.events);
+    assert_eq!(client.rest(), vec![0; 500_000]);
+    assert_eq!(monitor.event(), attach_ended("a", AttachEnd::Exited));
+}
+
+#[test]
+fn the_first_client_whose_input_ends_closes_that_of_a_container_that_wants_it_once() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input("c", "cat; echo over; read line < $(dirname $0)/fifo; echo $line", true);
+    let (mut first, mut second) = (monitor.attach("a", "c"), monitor.attach("b", "c"));
+    monitor.start("c");
+    first.write(b"last words ");
+    assert_eq!(monitor.ask(Request::FinishStdin { attach: "a".into() }, &[]), Reply::Done);
+    assert_eq!(second.read(16), b"last words over\n");
+    let refused = second.input.as_mut().expect("a pipe").write_all(b"x").expect_err("nobody reads");
+    assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe);
+    // Both still see what comes, and so does who attaches now.
+    let mut third = monitor.attach("d", "c");
+    fs::write(monitor.dir.path().join("c/fifo"), "more\n").expect("the container goes on");
+    assert_eq!((second.rest(), third.read(5)), (b"more\n".to_vec(), b"more\n".to_vec()));
+    assert_eq!(first.rest(), b"last words over\nmore\n");
+}
+
+#[test]
+fn a_daemon_that_goes_takes_its_clients_along_and_the_container_goes_on() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input(
+        "c",
+        "cat; until [ -e $(dirname $0)/go ]; do sleep 0.01; done; echo after",
+        true,
+    );
+    let quiet = monitor.descriptors();
+    let daemon =
+        std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");
+    let mine = std::mem::replace(&mut monitor.socket, daemon.into());
+    let mut client = monitor.attach("a", "c");
+    monitor.start("c");
+    client.write(b"typed\n");
+    assert_eq!(client.read(6), b"typed\n");
+    // As the kernel does with all that a killed process has open.
+    drop((client, std::mem::replace(&mut monitor.socket, mine)));
+    // It asks until it sees that the input of the container, its connection and the pipes are closed.
+    while monitor.descriptors() >= quiet {
+        monitor.status();
+    }
+    fs::write(monitor.dir.path().join("c/go"), "").expect("the container goes on");
+    assert_eq!(exited(monitor.event()), ("c".into(), 0, 0));
+    assert_eq!(monitor.log("c.log"), ["stdout F typed", "stdout F after"]);
+}
+
+#[test]
+fn an_attach_that_cannot_be_is_refused_and_costs_nothing() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "exec sleep 1000");
+    let quiet = monitor.descriptors();
+    let attach = |container: &str, stdin| wire::Attach {
+        attach: "a".into(),
+        container: container.into(),
+        stdin,
+        stdout: true,
+        stderr: false,
+    };
+    let nobody = monitor.ask(Request::Attach(attach("x", false)), &[pipe().1]);
+    assert_eq!(nobody, Reply::Failed(Failure::NoSuchContainer));
+    let unwritable = monitor.ask(Request::Attach(attach("c", true)), &[pipe().0, pipe().1]);
+    assert!(matches!(unwritable, Reply::Failed(Failure::Invalid { .. })), "{unwritable:?}");
+    let miscounted = monitor.ask(Request::Attach(attach("c", true)), &[pipe().1]);
+    assert!(matches!(miscounted, Reply::Failed(Failure::Invalid { .. })), "{miscounted:?}");
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS_MAX {
+        let (read, write) = pipe();
+        assert_eq!(monitor.ask(Request::Attach(attach("c", false)), &[write]), Reply::Done);
+        clients.push(read);
+    }
+    let crowd = monitor.ask(Request::Attach(attach("c", false)), &[pipe().1]);
+    assert!(matches!(crowd, Reply::Failed(Failure::Invalid { .. })), "{crowd:?}");
+    assert_eq!(monitor.ask(Request::Detach { attach: "a".into() }, &[]), Reply::Done);
+    assert_eq!(monitor.descriptors(), quiet);
 }
 
 #[test]

@@ -88,15 +88,19 @@ enum Then {
 struct Console {
     listener: OwnedFd,
     path: PathBuf,
+    /// What the runtime is told. It leads through our descriptor of the directory, since the path itself may be longer than
+    /// the 107 bytes of a socket's address (unix(7)), and runtimes connect to what they are told.
+    address: PathBuf,
+    _directory: fs::File,
 }
 
 impl Console {
     fn new(directory: &Path, number: u64) -> io::Result<Self> {
         let path = directory.join(format!("console-{number}"));
-        // By the directory's descriptor: the path may be longer than a socket's address.
         let open = fs::File::open(directory)?;
-        let short = PathBuf::from(format!("/proc/self/fd/{}/console-{number}", open.as_raw_fd()));
-        Ok(Self { listener: socket::listen(&short)?, path })
+        let (pid, fd) = (std::process::id(), open.as_raw_fd());
+        let address = PathBuf::from(format!("/proc/{pid}/fd/{fd}/console-{number}"));
+        Ok(Self { listener: socket::listen(&address)?, path, address, _directory: open })
     }
 
     /// After the runtime has ended: what it sent is in the queue.
@@ -274,7 +278,7 @@ impl Supervisor {
         }
         let (streams, ends, console) = if create.terminal {
             let console = Console::new(&create.bundle, number).map_err(system("make a console socket"))?;
-            args.extend(["--console-socket".into(), console.path.clone().into()]);
+            args.extend(["--console-socket".into(), console.address.clone().into()]);
             (Streams::awaiting_terminal(log, create.stdin), None, Some(console))
         } else {
             let made = Streams::pipes(log, create.stdin, create.stdin_once);
@@ -336,7 +340,7 @@ impl Supervisor {
         let console = match exec.terminal {
             true => {
                 let console = Console::new(&bundle, number).map_err(system("make a console socket"))?;
-                args.extend(["--console-socket".into(), console.path.clone().into()]);
+                args.extend(["--console-socket".into(), console.address.clone().into()]);
                 Some(console)
             }
             false => None,

@@ -240,7 +240,9 @@ mod tests {
         unread.extend_from_slice(br#""Height":4}"#);
         assert_eq!(take_size(&mut unread).unwrap(), Some(Size { columns: 3, rows: 4 }));
         assert!(unread.is_empty());
-        for wrong in [r#"{"Width":65536,"Height":1}"#, r#"{"Width":-1,"Height":1}"#, "[1,2]", "x"] {
+        for wrong in
+            [r#"{"Width":65536,"Height":1}"#, r#"{"Width":-1,"Height":1}"#, r#"{"Width":1}"#, "[1,2,3]", "x"]
+        {
             assert!(take_size(&mut wrong.as_bytes().to_vec()).is_err(), "{wrong}");
         }
     }

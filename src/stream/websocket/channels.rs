@@ -412,7 +412,9 @@ mod tests {
     async fn pings_are_answered_between_the_pieces_of_a_message() {
         let (near, mut far) = tokio::io::duplex(1 << 20);
         let (_server, mut receivers) = Channels::over(near, Role::Server, V5, &[0]).await;
-        far.write_all(&[frame(0x02, &[0, b'a']), frame(0x89, b"ping"), frame(0x80, b"b")].concat()).await.unwrap();
+        far.write_all(&[frame(0x02, &[0, b'a']), frame(0x89, b"ping"), frame(0x80, b"b")].concat())
+            .await
+            .unwrap();
         assert_eq!(receivers[0].recv().await, Some("ab".into()));
         let mut pong = [0; 6];
         far.read_exact(&mut pong).await.unwrap();

@@ -12,7 +12,10 @@ fn privileged_whoever_attaches_before_the_start_misses_nothing_and_the_log_has_i
         let outcome = ship.node.call(async {
             let mut client = Client::open(&url, V5).await;
             // The server says so when the client is attached.
-            assert_eq!(client.from.next().await.map(|(channel, data)| (channel, data.len())), Some((STDOUT, 0)));
+            assert_eq!(
+                client.from.next().await.map(|(channel, data)| (channel, data.len())),
+                Some((STDOUT, 0))
+            );
             client
         });
         ship.start();
@@ -30,7 +33,11 @@ fn privileged_whoever_attaches_before_the_start_misses_nothing_and_the_log_has_i
 #[test]
 fn privileged_clients_share_one_container_and_come_and_go() {
     with_handlers(|handler| {
-        let ship = Ship::pod(handler, "shared").attachable("while read line; do echo got $line; done; echo end", false, false);
+        let ship = Ship::pod(handler, "shared").attachable(
+            "while read line; do echo got $line; done; echo end",
+            false,
+            false,
+        );
         ship.start();
         let (first, second) = (ship.attach_url("ioe"), ship.attach_url("ioe"));
         ship.node.call(async {
@@ -58,7 +65,10 @@ fn privileged_clients_share_one_container_and_come_and_go() {
         });
         let lines = ship.node.log_lines("shared", "main");
         assert_eq!(lines, ["stdout F got one", "stdout F got two", "stdout F got three"]);
-        assert_eq!(ship.node.status(&ship.container).state(), brig::proto::v1::ContainerState::ContainerRunning);
+        assert_eq!(
+            ship.node.status(&ship.container).state(),
+            brig::proto::v1::ContainerState::ContainerRunning
+        );
     });
 }
 
@@ -129,7 +139,8 @@ fn privileged_a_containers_terminal_is_shared_resized_and_logged() {
 #[test]
 fn privileged_a_client_that_reads_nothing_is_cut_and_holds_up_nobody() {
     with_handlers(|handler| {
-        let ship = Ship::pod(handler, "slow").attachable("read go; seq 1 3000000; echo end >&2", false, false);
+        let ship =
+            Ship::pod(handler, "slow").attachable("read go; seq 1 3000000; echo end >&2", false, false);
         ship.start();
         let (slow, quick) = (ship.attach_url("oe"), ship.attach_url("ioe"));
         let (slow, quick) = ship.node.call(async {
@@ -157,7 +168,8 @@ fn privileged_a_client_that_reads_nothing_is_cut_and_holds_up_nobody() {
 #[test]
 fn privileged_a_killed_daemon_ends_the_clients_and_not_the_container() {
     with_handlers(|handler| {
-        let mut ship = Ship::pod(handler, "killed").attachable("while read line; do echo got $line; done", false, true);
+        let mut ship =
+            Ship::pod(handler, "killed").attachable("while read line; do echo got $line; done", false, true);
         ship.start();
         let url = ship.attach_url("io");
         let client = ship.node.call(async {

@@ -63,7 +63,8 @@ pub(crate) async fn websocket(url: &str, protocol: &str) -> Result<WebSocketStre
     }
     match tokio_tungstenite::client_async(request, stream).await {
         Ok((socket, response)) => {
-            let chosen = response.headers().get("sec-websocket-protocol").and_then(|value| value.to_str().ok());
+            let chosen =
+                response.headers().get("sec-websocket-protocol").and_then(|value| value.to_str().ok());
             assert_eq!(chosen.unwrap_or_default(), protocol.rsplit(',').next().unwrap_or_default());
             Ok(socket)
         }
@@ -87,10 +88,7 @@ impl Client {
     pub(crate) fn over(socket: WebSocketStream<TcpStream>, protocol: &str) -> Self {
         let base64 = protocol.contains("base64");
         let (to, from) = socket.split();
-        Self {
-            to: To { base64, socket: to },
-            from: From { base64, socket: from, seen: Default::default() },
-        }
+        Self { to: To { base64, socket: to }, from: From { base64, socket: from, seen: Default::default() } }
     }
 
     pub(crate) async fn send(&mut self, channel: u8, data: &[u8]) {
@@ -168,7 +166,8 @@ impl From {
                 self.seen[usize::from(channel)].clear();
                 return text;
             }
-            let (from, data) = self.next().await.unwrap_or_else(|| panic!("no {needle:?} in {:?}", self.seen()));
+            let (from, data) =
+                self.next().await.unwrap_or_else(|| panic!("no {needle:?} in {:?}", self.seen()));
             self.seen[usize::from(from)].extend_from_slice(&data);
         }
     }

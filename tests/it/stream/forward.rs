@@ -85,7 +85,8 @@ fn privileged_one_direction_ends_before_the_other() {
         assert_eq!(String::from_utf8_lossy(&answer), "5d41402abc4b2a76b9719d911017c592  -\n");
         // On ::1 of this side too.
         assert_eq!(ask(forward.connect(3), b"over IPv6"), b"over IPv6");
-        let data: Vec<u8> = (0..10_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let data: Vec<u8> =
+            (0..10_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let (mut near, far) = (forward.connect(2), data.clone());
         let mut reading = near.try_clone().expect("a descriptor");
         let reader = std::thread::spawn(move || {
@@ -165,7 +166,8 @@ fn privileged_a_pod_on_the_hosts_network_has_the_hosts_ports() {
         let mut ship = Ship::pod(handler, "unused");
         let mut config = ship.node.pod_config("host");
         config.hostname.clear();
-        let linux = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).expect("a context");
+        let linux =
+            config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).expect("a context");
         linux.namespace_options =
             Some(NamespaceOption { network: NamespaceMode::Node as i32, ..Default::default() });
         ship.pod = ship.node.run_pod(&config);

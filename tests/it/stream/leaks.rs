@@ -38,7 +38,8 @@ impl Count {
     fn of(ship: &Ship) -> Self {
         let (brigd, monitor) = (ship.node.brigd_pid(), monitor(ship));
         let entries = |path: String| std::fs::read_dir(path).map_or(0, Iterator::count);
-        let children = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap_or_default();
         let inside = ship.node.output(&ship.container, "ls -d /proc/[0-9]*; ls /dev/pts");
         Self {
             brigd_fds: entries(format!("/proc/{brigd}/fd")),
@@ -80,7 +81,10 @@ fn assert_within(ship: &Ship, before: &Count) {
     let end = std::time::Instant::now() + PATIENCE;
     eventually(|| {
         let after = Count::of(ship);
-        assert!(after.within(before) || std::time::Instant::now() < end, "before {before:?}, after {after:?}");
+        assert!(
+            after.within(before) || std::time::Instant::now() < end,
+            "before {before:?}, after {after:?}"
+        );
         after.within(before).then_some(())
     });
 }

@@ -57,13 +57,20 @@ fn privileged_a_request_that_asks_for_no_stream_is_refused_and_the_connection_cl
     let upgrade = |protocol: &str| {
         let protocol = protocol.to_owned();
         move |path: &str| {
-            format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n{protocol}\r\n")
+            format!(
+                "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n{protocol}\r\n"
+            )
         }
     };
     for (request, status) in [
         (ask(&|path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")), "400"),
         (ask(&|path| format!("PUT {path} HTTP/1.1\r\nHost: x\r\n\r\n")), "405"),
-        (ask(&|path| format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")), "400"),
+        (
+            ask(&|path| {
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+            }),
+            "400",
+        ),
         (ask(&upgrade("X-Stream-Protocol-Version: v9.channel.k8s.io\r\n")), "403"),
         (ask(&|path| format!("GET {path}\r\n\r\n")), "400"),
         (ask(&|_| format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000))), "4"),
@@ -139,7 +146,11 @@ fn privileged_a_container_that_ends_before_its_client_comes_is_told_on_the_strea
     ship.node.stop_container(&ship.container, 0);
     let outcome = ship.node.call(async { Client::open(&url, V5).await.finish().await });
     let status = outcome.status();
-    assert_eq!((&status["status"], &status["reason"]), (&"Failure".into(), &"InternalError".into()), "{status}");
+    assert_eq!(
+        (&status["status"], &status["reason"]),
+        (&"Failure".into(), &"InternalError".into()),
+        "{status}"
+    );
 }
 
 #[test]
@@ -193,7 +204,9 @@ async fn over_tls(
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM")).expect("an authority");
+    roots
+        .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM"))
+        .expect("an authority");
     let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
     let config = match client {
         None => builder.with_no_client_auth(),
@@ -206,7 +219,8 @@ async fn over_tls(
     let address = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("https://");
     let stream = TcpStream::connect(address).await.expect("the server listens");
     let name = ServerName::try_from("127.0.0.1").expect("a name");
-    let mut stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await?;
+    let mut stream =
+        tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await?;
     stream.write_all(format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", path(url)).as_bytes()).await?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer).await {

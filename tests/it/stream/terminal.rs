@@ -109,7 +109,8 @@ fn a_session(terminal: &Terminal, command: &str) {
 /// The outer shell's terminal is as it was: line by line, with an echo.
 fn is_itself_again(terminal: &Terminal) {
     terminal.clear();
-    terminal.line("stty -a | tr ' ;' '\\n\\n' | grep -x -e icanon -e echo -e isig -e opost | sort | tr '\\n' ,");
+    terminal
+        .line("stty -a | tr ' ;' '\\n\\n' | grep -x -e icanon -e echo -e isig -e opost | sort | tr '\\n' ,");
     terminal.sees("echo,icanon,isig,opost,");
 }
 

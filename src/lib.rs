@@ -107,3 +107,9 @@ pub use cli::main as cli_main;
 pub use daemon::main as daemon_main;
 pub use monitor::main as monitor_main;
 pub use sandbox::main as sandbox_main;
+
+/// What tests/fuzz calls.
+#[cfg(fuzzing)]
+pub mod fuzz {
+    pub use crate::stream::spdy::fuzz::{connection as spdy_connection, frames as spdy_frames};
+}

@@ -594,3 +594,226 @@ fn privileged_the_pods_namespaces_are_the_monitors_and_a_foreign_sysctl_is_refus
         other => panic!("{other:?}"),
     }
 }
+
+/// With OCI runtimes that are no script, and the daemon's end of the wire.
+#[cfg(feature = "daemon")]
+mod streams {
+    use super::*;
+    use crate::monitor::client::{Monitor, MonitorError};
+    use crate::monitor::exec::{ExecSession, Streams};
+    use crate::sys::pty;
+
+    const PIPES: Streams = Streams { stdin: true, stdout: true, stderr: true, terminal: false };
+    const TERMINAL: Streams = Streams { stdin: true, stdout: true, stderr: false, terminal: true };
+
+    /// The bundled sandbox as `make test` builds it, and runc where it is installed.
+    fn runtimes() -> Vec<PathBuf> {
+        let sandbox = binary().with_file_name("brig-sandbox");
+        let runc = ["/usr/bin/runc", "/usr/sbin/runc", "/usr/local/sbin/runc"].map(PathBuf::from);
+        [sandbox].into_iter().chain(runc).filter(|path| path.exists()).collect()
+    }
+
+    fn process(command: &[&str], terminal: bool) -> serde_json::Value {
+        serde_json::json!({
+            "terminal": terminal, "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/",
+            "env": ["PATH=/usr/bin:/bin"],
+        })
+    }
+
+    /// The host's programs in a container of their own.
+    fn config() -> String {
+        let bound = ["/usr", "/bin", "/lib", "/lib64"].into_iter().filter(|path| Path::new(path).exists());
+        let bound = bound.map(|path| {
+            serde_json::json!({"destination": path, "source": path, "type": "bind", "options": ["rbind", "ro"]})
+        });
+        let mut mounts = vec![
+            serde_json::json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+            serde_json::json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+            serde_json::json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}),
+        ];
+        mounts.extend(bound);
+        serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": process(&["sleep", "1000"], false),
+            "root": {"path": "rootfs"},
+            "mounts": mounts,
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+        })
+        .to_string()
+    }
+
+    /// Runs a container `c` in a monitor.
+    fn container(runtime: &Path) -> Fixture {
+        let mut monitor = Fixture::new(Namespaces::default());
+        let bundle = monitor.dir.path().join("c");
+        fs::create_dir_all(bundle.join("rootfs")).expect("a rootfs");
+        fs::write(bundle.join("config.json"), config()).expect("a config");
+        let id = format!("brig-test-{}", monitor.child.id());
+        let created = monitor.create_with("c", "", |create| {
+            create.container.clone_from(&id);
+            create.runtime.path = runtime.to_owned();
+        });
+        assert!(matches!(created, Reply::Created(_)), "{created:?}");
+        monitor.start(&id);
+        monitor
+    }
+
+    /// A container and the daemon's connection to its monitor.
+    struct Node {
+        fixture: Fixture,
+        monitor: Monitor,
+        id: String,
+    }
+
+    impl Node {
+        async fn new(runtime: &Path) -> Self {
+            let fixture = container(runtime);
+            let path = fixture.dir.path().join("socket");
+            let (monitor, status) = Monitor::connect(&path).await.expect("connected");
+            let id = status.containers[0].id.clone();
+            Self { fixture, monitor, id }
+        }
+
+        async fn exec(&self, script: &str, streams: Streams) -> ExecSession {
+            let process = process(&["sh", "-c", script], streams.terminal).to_string();
+            self.monitor.exec(&self.id, process, streams).await.expect("started")
+        }
+
+        /// Names in the bundle, and how many descriptors the monitor and this process have.
+        fn held(&self) -> (usize, usize, usize) {
+            let count = |path: &Path| fs::read_dir(path).expect("a directory").count();
+            let bundle = count(&self.fixture.dir.path().join("c"));
+            (bundle, self.fixture.descriptors(), count(Path::new("/proc/self/fd")))
+        }
+    }
+
+    /// As a file that blocks.
+    fn file(fd: Option<OwnedFd>) -> fs::File {
+        let fd = fd.expect("a stream that was asked for");
+        rustix::io::ioctl_fionbio(&fd, false).expect("made to block");
+        fd.into()
+    }
+
+    /// Until `text` has come.
+    fn read_until(terminal: &mut fs::File, text: &str) {
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(text) {
+            let mut byte = [0];
+            terminal.read_exact(&mut byte).unwrap_or_else(|error| {
+                panic!("{error} before {text:?} in {:?}", String::from_utf8_lossy(&said))
+            });
+            said.push(byte[0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_a_command_has_pipes_of_its_own_and_tells_its_exit_code() {
+        for runtime in runtimes() {
+            let node = Node::new(&runtime).await;
+            let session = node.exec("cat; echo err >&2; exit 7", PIPES).await;
+            let mut stdin = file(session.stdin);
+            stdin.write_all(b"typed").expect("written");
+            drop(stdin);
+            let (mut out, mut err) = (String::new(), String::new());
+            file(session.stdout).read_to_string(&mut out).expect("output");
+            file(session.stderr).read_to_string(&mut err).expect("errors");
+            assert_eq!((out.as_str(), err.as_str()), ("typed", "err\n"), "{}", runtime.display());
+            assert_eq!(session.process.wait().await.expect("an end").code, 7);
+            // Somebody who holds the pipes open is not waited for.
+            let session = node.exec("sleep 1000 & kill -9 $$", PIPES).await;
+            assert_eq!(session.process.wait().await.expect("an end").code, 137);
+            let process = process(&["no-such-program"], false).to_string();
+            match node.monitor.exec(&node.id, process, PIPES).await {
+                Err(MonitorError::RuntimeFailed { stage, message }) => {
+                    assert!(stage == "exec" && message.contains("no-such-program"), "{message}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_a_terminal_has_its_clients_size_and_hangs_up_with_it() {
+        for runtime in runtimes() {
+            let mut node = Node::new(&runtime).await;
+            let session = node.exec("read line; stty size; read line; exit 3", TERMINAL).await;
+            assert!(session.stdin.is_none() && session.stdout.is_none() && session.stderr.is_none());
+            let mut terminal = file(session.terminal);
+            pty::set_size(&terminal, 33, 111).expect("sized");
+            terminal.write_all(b"\n").expect("typed");
+            read_until(&mut terminal, "33 111");
+            terminal.write_all(b"\n").expect("typed");
+            assert_eq!(session.process.wait().await.expect("an end").code, 3, "{}", runtime.display());
+            let session = node.exec("echo ready; sleep 1000; sleep 1000", TERMINAL).await;
+            let mut terminal = file(session.terminal);
+            read_until(&mut terminal, "ready");
+            // What ^C does.
+            terminal.write_all(b"\x03").expect("typed");
+            assert_eq!(session.process.wait().await.expect("an end").code, 130);
+            let session = node.exec("echo ready; sleep 1000", TERMINAL).await;
+            let mut terminal = file(session.terminal);
+            read_until(&mut terminal, "ready");
+            drop(terminal);
+            session.process.leave();
+            while !node.fixture.status().execs.is_empty() {}
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_many_commands_at_once_leave_nothing_behind() {
+        /// More would only take longer.
+        const ROUNDS: usize = 3;
+        const AT_ONCE: usize = 20;
+        for runtime in runtimes() {
+            let node = Node::new(&runtime).await;
+            node.exec("true", PIPES).await.process.wait().await.expect("an end");
+            let before = node.held();
+            for round in 0..ROUNDS {
+                let streams = if round % 2 == 0 { PIPES } else { TERMINAL };
+                let all = (0..AT_ONCE).map(async |number| {
+                    let session = node.exec(&format!("exit {number}"), streams).await;
+                    session.process.wait().await.expect("an end").code
+                });
+                let codes = futures_util::future::join_all(all).await;
+                assert_eq!(codes, (0..AT_ONCE as i32).collect::<Vec<_>>(), "{}", runtime.display());
+            }
+            assert_eq!(node.held(), before, "{}", runtime.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attach_ends_with_its_session_its_container_or_its_monitor() {
+        use crate::monitor::attach::AttachEnd;
+        const OUTPUT: Streams = Streams { stdin: false, stdout: true, stderr: true, terminal: false };
+        let mut fixture = Fixture::new(Namespaces::default());
+        fixture.create_with_input("c", "read line; echo out $line; echo err >&2; read line", true);
+        fixture.start("c");
+        let path = fixture.dir.path().join("socket");
+        let (monitor, _) = Monitor::connect(&path).await.expect("connected");
+        drop(monitor.attach("c", PIPES).await.expect("attached"));
+        // The first client that goes takes the input along; this container has read nothing and sees its end.
+        let missing = monitor.attach("x", OUTPUT).await;
+        assert!(matches!(missing, Err(MonitorError::NoSuchContainer { .. })), "{missing:?}");
+        while fixture.status().containers[0].exit.is_none() {
+            // Detaching is a task of its own.
+            tokio::task::yield_now().await;
+        }
+        fixture.create_with_input("d", "read line; echo out $line; echo err >&2; read line", true);
+        fixture.start("d");
+        let session = monitor.attach("d", PIPES).await.expect("attached");
+        let mut stdin = file(session.stdin);
+        stdin.write_all(b"typed\n").expect("written");
+        session.control.finish_stdin().await;
+        let (mut out, mut err) = (String::new(), String::new());
+        file(session.stdout).read_to_string(&mut out).expect("output");
+        file(session.stderr).read_to_string(&mut err).expect("errors");
+        assert_eq!((out.as_str(), err.as_str()), ("out typed\n", "err\n"));
+        assert_eq!(session.control.ended().await, AttachEnd::Exited);
+        assert!(session.control.resize(80, 24).await.is_err(), "there is no terminal");
+        fixture.run("e", "exec sleep 1000");
+        let session = monitor.attach("e", OUTPUT).await.expect("attached");
+        drop(fixture);
+        assert_ne!(session.control.ended().await, AttachEnd::Slow);
+    }
+}

@@ -112,4 +112,5 @@ pub use sandbox::main as sandbox_main;
 #[cfg(fuzzing)]
 pub mod fuzz {
     pub use crate::stream::spdy::fuzz::{connection as spdy_connection, frames as spdy_frames};
+    pub use crate::stream::websocket::fuzz::channels as websocket_channels;
 }

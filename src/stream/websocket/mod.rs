@@ -11,6 +11,8 @@
 //! | `SPDY/3.1+portforward.k8s.io` | binary, no channel | |
 
 mod channels;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod tunnel;
 
 use hyper::header::HeaderValue;

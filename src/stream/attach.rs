@@ -7,6 +7,7 @@
 //! ```
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::watch;
@@ -19,6 +20,9 @@ use crate::container::exec::Streams as Wanted;
 use crate::monitor::attach::{AttachEnd, AttachSession};
 use crate::pod::Pods;
 use crate::task::chain;
+
+/// For the last words. A client that was cut off does not read, or it would not have been.
+const GOODBYE_WAIT: Duration = Duration::from_secs(30);
 
 /// What a client is told that was cut off.
 const SLOW: &str =
@@ -53,8 +57,17 @@ pub(super) async fn run(
             }
         }
     };
-    end.tell(&outcome).await;
-    connection.close().await;
+    if outcome == Outcome::Error(SLOW.to_owned()) {
+        tracing::info!(
+            container,
+            "a client is cut off: it takes output more slowly than the container makes it"
+        );
+    }
+    let goodbye = async {
+        end.tell(&outcome).await;
+        connection.close().await;
+    };
+    tokio::time::timeout(GOODBYE_WAIT, goodbye).await.ok();
 }
 
 /// A client's ends of a container's streams.

@@ -74,10 +74,44 @@ mod tests {
         if std::env::var_os("BRIG_WRITE_CORPUS").is_some() {
             std::fs::create_dir_all(&folder).unwrap();
             let seeds = [
-                ("exec-v5", vec![vec![0x60], frame(0x82, b"\0ls\n"), frame(0x82, b"\x04{}"), frame(0x82, &[255, 0]), frame(0x88, b"")]),
-                ("base64", vec![vec![0x62], frame(0x81, b"0aGVsbG8="), frame(0x81, b"4e30"), frame(0x81, b"0*"), frame(0x88, b"")]),
-                ("fragments", vec![vec![0x11], frame(0x02, b"\0a"), frame(0x89, b"ping"), frame(0x00, b"b"), frame(0x80, b"c")]),
-                ("lengths", vec![vec![0x40], vec![0x82, 0xfe, 0, 5, 1, 2, 3, 4, 1, 2, 3, 4, 5], vec![0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0]]),
+                (
+                    "exec-v5",
+                    vec![
+                        vec![0x60],
+                        frame(0x82, b"\0ls\n"),
+                        frame(0x82, b"\x04{}"),
+                        frame(0x82, &[255, 0]),
+                        frame(0x88, b""),
+                    ],
+                ),
+                (
+                    "base64",
+                    vec![
+                        vec![0x62],
+                        frame(0x81, b"0aGVsbG8="),
+                        frame(0x81, b"4e30"),
+                        frame(0x81, b"0*"),
+                        frame(0x88, b""),
+                    ],
+                ),
+                (
+                    "fragments",
+                    vec![
+                        vec![0x11],
+                        frame(0x02, b"\0a"),
+                        frame(0x89, b"ping"),
+                        frame(0x00, b"b"),
+                        frame(0x80, b"c"),
+                    ],
+                ),
+                (
+                    "lengths",
+                    vec![
+                        vec![0x40],
+                        vec![0x82, 0xfe, 0, 5, 1, 2, 3, 4, 1, 2, 3, 4, 5],
+                        vec![0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0],
+                    ],
+                ),
                 ("no-mask", vec![vec![0x45], vec![0x82, 1, 0]]),
                 ("end-of-nothing", vec![vec![0x50], frame(0x82, &[255]), frame(0x82, &[255, 9, 9])]),
             ];
@@ -85,7 +119,8 @@ mod tests {
                 std::fs::write(folder.join(name), parts.concat()).unwrap();
             }
         }
-        let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> =
+            std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         let corpus: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
         assert!(!corpus.is_empty());

@@ -138,17 +138,18 @@ fn privileged_a_terminal_has_a_size_an_echo_and_keys() {
             client.send(STDIN, b"until stty size | grep '20 90'; do :; done\n").await;
             client.until(STDOUT, "20 90\r\n").await;
             // CTRL-C ends what runs in the foreground, not the shell.
-            client.send(STDIN, b"echo begin; sleep 1000\n").await;
+            client.send(STDIN, b"sh -c 'echo begin; exec sleep 1000'\n").await;
             client.until(STDOUT, "begin\r\n").await;
             client.send(STDIN, b"\x03").await;
             client.send(STDIN, b"echo code=$?\n").await;
             client.until(STDOUT, "code=130").await;
             // CTRL-Z stops it.
-            client.send(STDIN, b"echo again; sleep 1000\n").await;
+            client.send(STDIN, b"sh -c 'echo again; exec sleep 1000'\n").await;
             client.until(STDOUT, "again\r\n").await;
             client.send(STDIN, b"\x1a").await;
-            client.send(STDIN, b"jobs; kill %1; echo done\n").await;
             client.until(STDOUT, "Stopped").await;
+            client.send(STDIN, b"kill %1; echo do''ne\n").await;
+            client.until(STDOUT, "done").await;
             // CTRL-D is the end.
             client.send(STDIN, b"\x04").await;
             client.finish().await

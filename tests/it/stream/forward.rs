@@ -26,6 +26,18 @@ fn port_pod(handler: &str, name: &str) -> Ship {
     ship
 }
 
+/// A pod on the host's network.
+fn host_pod(handler: &str) -> Ship {
+    let mut ship = Ship::pod(handler, "unused");
+    let mut config = ship.node.pod_config("host");
+    config.hostname.clear();
+    let linux = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).expect("a context");
+    linux.namespace_options =
+        Some(NamespaceOption { network: NamespaceMode::Node as i32, ..Default::default() });
+    ship.pod = ship.node.run_pod(&config);
+    ship
+}
+
 /// `brig port-forward`, ended when dropped.
 struct Forward {
     brig: Child,
@@ -103,8 +115,25 @@ fn privileged_one_direction_ends_before_the_other() {
 #[test]
 fn privileged_many_connections_share_one_stream_set() {
     with_handlers(|handler| {
-        let ship = port_pod(handler, "many");
-        let forward = Forward::start(&ship, &[":7"], 2);
+        // The server is this test's: busybox listens with a queue of one.
+        let ship = host_pod(handler);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let port = listener.local_addr().expect("an address").port();
+        let server = std::thread::spawn(move || {
+            let serving: Vec<_> = (0..60)
+                .map(|_| {
+                    let (mut stream, _) = listener.accept().expect("a connection");
+                    std::thread::spawn(move || {
+                        let mut copy = stream.try_clone().expect("a descriptor");
+                        std::io::copy(&mut copy, &mut stream).ok();
+                    })
+                })
+                .collect();
+            for thread in serving {
+                thread.join().expect("an echo");
+            }
+        });
+        let forward = Forward::start(&ship, &[&format!(":{port}")], 2);
         // All open at the same time, and answered in another order than opened.
         let mut streams: Vec<_> = (0..60).map(|number| (number, forward.connect(number % 2))).collect();
         for (number, stream) in &mut streams {
@@ -115,6 +144,8 @@ fn privileged_many_connections_share_one_stream_set() {
             BufReader::new(stream).read_line(&mut line).expect("a line");
             assert_eq!(line, format!("connection {number}\n"));
         }
+        // Every end reached the other side.
+        server.join().expect("the server ends");
     });
 }
 
@@ -163,14 +194,7 @@ fn privileged_base64_channels_carry_the_same() {
 #[test]
 fn privileged_a_pod_on_the_hosts_network_has_the_hosts_ports() {
     with_handlers(|handler| {
-        let mut ship = Ship::pod(handler, "unused");
-        let mut config = ship.node.pod_config("host");
-        config.hostname.clear();
-        let linux =
-            config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).expect("a context");
-        linux.namespace_options =
-            Some(NamespaceOption { network: NamespaceMode::Node as i32, ..Default::default() });
-        ship.pod = ship.node.run_pod(&config);
+        let ship = host_pod(handler);
         // On ::1 only, so that the second address is needed.
         let listener = TcpListener::bind("[::1]:0").expect("a listener");
         let port = listener.local_addr().expect("an address").port();

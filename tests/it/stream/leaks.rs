@@ -126,7 +126,7 @@ fn privileged_a_thousand_execs_one_after_the_other_leave_nothing() {
             let url = url(&ship, number);
             ship.node.call(one(number, url));
         }
-        eventually(|| (Count::of(&ship).container_processes == 3).then_some(()));
+        eventually(|| (Count::of(&ship).container_processes == 2).then_some(()));
         let before = Count::of(&ship);
         for number in 0..runs {
             let url = url(&ship, number);
@@ -148,7 +148,7 @@ fn privileged_a_hundred_execs_at_once_leave_nothing() {
                 ship.node.call(exec).expect("an exec");
             }
         };
-        eventually(|| (Count::of(&ship).container_processes == 3).then_some(()));
+        eventually(|| (Count::of(&ship).container_processes == 2).then_some(()));
         let before = Count::of(&ship);
         hundred();
         assert_within(&ship, &before);
@@ -168,7 +168,7 @@ fn privileged_clients_that_attach_and_go_leave_nothing() {
         });
     };
     attach();
-    eventually(|| (Count::of(&ship).container_processes == 3).then_some(()));
+    eventually(|| (Count::of(&ship).container_processes == 2).then_some(()));
     let before = Count::of(&ship);
     for _ in 0..200 {
         attach();

@@ -92,11 +92,14 @@ fn a_session(terminal: &Terminal, command: &str) {
     terminal.tmux(&["resize-window", "-x", "90", "-y", "25"]);
     terminal.line("until stty size | grep '25 90'; do :; done");
     terminal.sees("25 90");
-    terminal.line("sleep 1000");
+    // The command itself says that it is in the foreground, so the key is for it.
+    terminal.line("sh -c 'echo be\"\"gin; exec sleep 1000'");
+    terminal.sees("begin");
     terminal.key("C-c");
     terminal.line("echo inter''rupted=$?");
     terminal.sees("interrupted=130");
-    terminal.line("sleep 1000");
+    terminal.line("sh -c 'echo ag\"\"ain; exec sleep 1000'");
+    terminal.sees("again");
     terminal.key("C-z");
     terminal.sees("Stopped");
     terminal.line("kill %1; echo sus''pended");

@@ -117,9 +117,10 @@ fn privileged_a_containers_terminal_is_shared_resized_and_logged() {
             one.send(STDIN, b"until stty size | grep '22 111'; do :; done\n").await;
             one.until(STDOUT, "22 111\r\n").await;
             two.until(STDOUT, "22 111\r\n").await;
-            one.send(STDIN, b"echo begin; sleep 1000\n").await;
+            one.send(STDIN, b"sh -c 'echo begin; exec sleep 1000'\n").await;
             one.until(STDOUT, "begin\r\n").await;
-            one.send(STDIN, b"\x03echo code=$?\n").await;
+            one.send(STDIN, b"\x03").await;
+            one.send(STDIN, b"echo code=$?\n").await;
             one.until(STDOUT, "code=130").await;
             // A client that leaves hangs nothing up.
             drop(one);

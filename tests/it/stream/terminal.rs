@@ -102,7 +102,7 @@ fn a_session(terminal: &Terminal, command: &str) {
     terminal.sees("again");
     terminal.key("C-z");
     terminal.sees("Stopped");
-    terminal.line("kill %1; echo sus''pended");
+    terminal.line("kill -9 %1; wait; echo sus''pended");
     terminal.sees("suspended");
     terminal.line("exit 7");
     terminal.sees("ended=");

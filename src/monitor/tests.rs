@@ -277,7 +277,9 @@ impl Fixture {
     }
 
     /// Descriptors of the monitor's process.
-    fn descriptors(&self) -> usize {
+    fn descriptors(&mut self) -> usize {
+        // Once it answers this it has closed all that earlier requests took.
+        self.status();
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("descriptors").count()
     }
 
@@ -681,10 +683,10 @@ mod streams {
         }
 
         /// Names in the bundle, and how many descriptors the monitor and this process have.
-        fn held(&self) -> (usize, usize, usize) {
+        fn held(&mut self) -> (usize, usize, usize) {
             let count = |path: &Path| fs::read_dir(path).expect("a directory").count();
-            let bundle = count(&self.fixture.dir.path().join("c"));
-            (bundle, self.fixture.descriptors(), count(Path::new("/proc/self/fd")))
+            let descriptors = self.fixture.descriptors();
+            (count(&self.fixture.dir.path().join("c")), descriptors, count(Path::new("/proc/self/fd")))
         }
     }
 
@@ -766,7 +768,7 @@ mod streams {
         const ROUNDS: usize = 3;
         const AT_ONCE: usize = 20;
         for runtime in runtimes() {
-            let node = Node::new(&runtime).await;
+            let mut node = Node::new(&runtime).await;
             node.exec("true", PIPES).await.process.wait().await.expect("an end");
             let before = node.held();
             for round in 0..ROUNDS {

@@ -306,7 +306,9 @@ impl Supervisor {
                     let streams = &mut self.containers[container].streams;
                     match slot {
                         Slot::Input => streams.pass_input(client, &mut self.buffers),
+                        // By what was waited for: a read of this round may have emptied or filled the buffer.
                         Slot::Output(stream) => streams.clients[client].flush(stream),
+                        Slot::IdleOutput(stream) => streams.clients[client].close_output(stream),
                     }
                 }
                 Source::Input(container) => {
@@ -316,10 +318,7 @@ impl Supervisor {
                     self.leaving[client].flush(stream);
                     self.leaving[client].finish();
                 }
-                Source::Leaving(_, Slot::Input)
-                | Source::Signals
-                | Source::Listener
-                | Source::Connection(_) => {}
+                Source::Leaving(_, _) | Source::Signals | Source::Listener | Source::Connection(_) => {}
             }
         }
         self.containers.iter_mut().for_each(|container| container.streams.drop_ended());

@@ -277,7 +277,9 @@ impl Fixture {
     }
 
     /// Descriptors of the monitor's process.
-    fn descriptors(&self) -> usize {
+    fn descriptors(&mut self) -> usize {
+        // Once it answers this it has closed all that earlier requests took.
+        self.status();
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("descriptors").count()
     }
 
@@ -680,11 +682,12 @@ mod streams {
             self.monitor.exec(&self.id, process, streams).await.expect("started")
         }
 
-        /// Names in the bundle, and how many descriptors the monitor and this process have.
-        fn held(&self) -> (usize, usize, usize) {
-            let count = |path: &Path| fs::read_dir(path).expect("a directory").count();
-            let bundle = count(&self.fixture.dir.path().join("c"));
-            (bundle, self.fixture.descriptors(), count(Path::new("/proc/self/fd")))
+        /// Names in the bundle, descriptors of the monitor, and places for further sessions. This process's own
+        /// descriptors are not counted: other tests may run in it.
+        fn held(&mut self) -> (usize, usize, usize) {
+            let bundle = fs::read_dir(self.fixture.dir.path().join("c")).expect("a bundle").count();
+            let places = self.monitor.inner().expect("connected").sessions.available_permits();
+            (bundle, self.fixture.descriptors(), places)
         }
     }
 
@@ -745,10 +748,11 @@ mod streams {
             read_until(&mut terminal, "33 111");
             terminal.write_all(b"\n").expect("typed");
             assert_eq!(session.process.wait().await.expect("an end").code, 3, "{}", runtime.display());
-            let session = node.exec("echo ready; sleep 1000; sleep 1000", TERMINAL).await;
+            // Not a shell: whether ^C ends one depends on when it comes.
+            let session = node.exec("exec cat", TERMINAL).await;
             let mut terminal = file(session.terminal);
-            read_until(&mut terminal, "ready");
-            // What ^C does.
+            terminal.write_all(b"ping\n").expect("typed");
+            read_until(&mut terminal, "ping\r\nping");
             terminal.write_all(b"\x03").expect("typed");
             assert_eq!(session.process.wait().await.expect("an end").code, 130);
             let session = node.exec("echo ready; sleep 1000", TERMINAL).await;
@@ -766,7 +770,7 @@ mod streams {
         const ROUNDS: usize = 3;
         const AT_ONCE: usize = 20;
         for runtime in runtimes() {
-            let node = Node::new(&runtime).await;
+            let mut node = Node::new(&runtime).await;
             node.exec("true", PIPES).await.process.wait().await.expect("an end");
             let before = node.held();
             for round in 0..ROUNDS {

@@ -39,6 +39,9 @@
 //!                  → monitor/client ⇒ monitor/driver ⇒ sandbox/create → sandbox/init → sys
 //! PullImage        cri/image → image/pull → image/registry → image/unpack → image/layers → image/index
 //! ExecSync         cri/runtime → container/exec → monitor/client ⇒ monitor/driver ⇒ sandbox/exec
+//! Exec             cri/runtime → stream (a URL); later stream/server → stream/exec → container/exec → monitor/exec ⇒ …
+//! Attach           the same, through stream/attach → container/attach → monitor/attach ⇒ monitor/io
+//! PortForward      the same, through stream/forward → network/netns
 //! ```
 //!
 //! # Decisions
@@ -65,6 +68,8 @@ mod daemon;
 
 #[cfg(feature = "daemon")]
 mod cri;
+#[cfg(feature = "daemon")]
+mod stream;
 #[cfg(feature = "daemon")]
 mod pod;
 #[cfg(feature = "daemon")]
@@ -102,3 +107,10 @@ pub use cli::main as cli_main;
 pub use daemon::main as daemon_main;
 pub use monitor::main as monitor_main;
 pub use sandbox::main as sandbox_main;
+
+/// What tests/fuzz calls.
+#[cfg(fuzzing)]
+pub mod fuzz {
+    pub use crate::stream::spdy::fuzz::{connection as spdy_connection, frames as spdy_frames};
+    pub use crate::stream::websocket::fuzz::channels as websocket_channels;
+}

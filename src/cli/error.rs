@@ -32,6 +32,24 @@ pub(super) enum CliError {
     Output(#[source] io::Error),
     #[error("cannot {0}")]
     Local(&'static str, #[source] io::Error),
+    #[error("cannot reach the streams of brigd at {address}")]
+    Dial {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the streams of brigd at {0} are encrypted, which brig does not speak; use crictl or kubectl")]
+    StreamTls(String),
+    #[error("{0}")]
+    Stream(String),
+    #[error("lost the connection to brigd before the end was known; what ran in the pod may go on")]
+    StreamBroken,
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("brigd's answer lacks {0}; are brig and brigd of the same version?")]
     Incomplete(&'static str),
     #[error(transparent)]

@@ -1,6 +1,5 @@
-//! `brig exec`, `brig stop` and `brig rm`.
+//! `brig stop` and `brig rm`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,19 +10,6 @@ use super::error::CliError;
 use super::resolve::{self, Target};
 use super::{output, run};
 use crate::proto::v1;
-
-/// What to execute where.
-#[derive(Debug, Args)]
-pub(super) struct ExecArgs {
-    /// Give up and kill the command after so many seconds; 0 is never.
-    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
-    timeout: u32,
-    /// The container, or a pod with one container, by name, id or unique prefix of an id.
-    container: String,
-    /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
-}
 
 /// What to stop.
 #[derive(Debug, Args)]
@@ -45,17 +31,6 @@ pub(super) struct RmArgs {
     /// Pods or containers, by name, id or unique prefix of an id.
     #[arg(required = true)]
     names: Vec<String>,
-}
-
-/// Runs the command to its end and passes its output and exit code on.
-pub(super) async fn exec(mut client: Client, args: ExecArgs) -> Result<ExitCode, CliError> {
-    let container_id = resolve::container(&client, &args.container).await?;
-    let request = v1::ExecSyncRequest { container_id, cmd: args.command, timeout: args.timeout.into() };
-    let what = CliError::refused(format!("execute in {}", args.container));
-    let answer = client.runtime.exec_sync(request).await.map_err(what)?.into_inner();
-    output::write(&answer.stdout)?;
-    std::io::stderr().lock().write_all(&answer.stderr).map_err(CliError::Output)?;
-    Ok(run::exit_code(answer.exit_code))
 }
 
 pub(super) async fn stop(client: Client, args: StopArgs) -> Result<ExitCode, CliError> {

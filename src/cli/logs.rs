@@ -87,7 +87,7 @@ pub(super) async fn follow(
 }
 
 /// Waits for the exit of a container: told by the event stream, and asked for now and then in case that is lost.
-async fn exited(client: &Client, id: &str) -> Result<Option<v1::ContainerStatus>, CliError> {
+pub(super) async fn exited(client: &Client, id: &str) -> Result<Option<v1::ContainerStatus>, CliError> {
     let subscription = client.runtime.clone().get_container_events(v1::GetEventsRequest {}).await;
     // Without events this is slower by STATE_INTERVAL and just as right.
     let mut events = subscription.ok().map(tonic::Response::into_inner);

@@ -11,6 +11,7 @@ mod lifecycle;
 mod lists;
 mod logs;
 mod run;
+mod stream;
 mod system;
 
 mod client;
@@ -55,7 +56,11 @@ enum Command {
     /// Print a container's log.
     Logs(logs::LogsArgs),
     /// Execute a command in a running container.
-    Exec(lifecycle::ExecArgs),
+    Exec(stream::ExecArgs),
+    /// Show what a container prints from now on, and type into it.
+    Attach(stream::AttachArgs),
+    /// Forward ports of this machine's loopback into a pod.
+    PortForward(stream::PortForwardArgs),
     /// Stop pods or containers.
     Stop(lifecycle::StopArgs),
     /// Remove pods or containers.
@@ -127,7 +132,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Pods(args) => lists::pods(connect().await?, args, output).await,
         Command::Ps(args) => lists::ps(connect().await?, args, output).await,
         Command::Logs(args) => logs::logs(connect().await?, args).await,
-        Command::Exec(args) => lifecycle::exec(connect().await?, args).await,
+        Command::Exec(args) => stream::exec(connect().await?, args).await,
+        Command::Attach(args) => stream::attach(connect().await?, args).await,
+        Command::PortForward(args) => stream::port_forward(connect().await?, args).await,
         Command::Stop(args) => lifecycle::stop(connect().await?, args).await,
         Command::Rm(args) => lifecycle::rm(connect().await?, args).await,
         Command::Inspect(args) => inspect::inspect(connect().await?, args).await,
@@ -175,6 +182,8 @@ mod tests {
             "ps",
             "logs",
             "exec",
+            "attach",
+            "port-forward",
             "stop",
             "rm",
             "inspect",

@@ -75,6 +75,14 @@ pub(super) async fn container(client: &Client, name: &str) -> Result<String, Cli
     Err(CliError::NotFound { kind: "container", name: name.to_owned(), list: "brig ps --all" })
 }
 
+/// The pod that `name` means.
+pub(super) async fn pod(client: &Client, name: &str) -> Result<String, CliError> {
+    match pick(name, &pods(client).await?)? {
+        Some(id) => Ok(id),
+        None => Err(CliError::NotFound { kind: "pod", name: name.to_owned(), list: "brig pods" }),
+    }
+}
+
 /// The pod or container that `name` means. Where both have the name, the pod is meant: it holds the container.
 pub(super) async fn target(client: &Client, name: &str) -> Result<Target, CliError> {
     let (pods, containers) = (pods(client).await?, candidates_of(&containers(client).await?));

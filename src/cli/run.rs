@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::client::Client;
 use super::error::CliError;
 use super::logs::{self, LogReader, Printer};
+use super::stream::{self, Ended, Interactive, Session};
 use super::{image, lifecycle, output};
 use crate::id::PodId;
 use crate::proto::v1;
@@ -35,6 +36,8 @@ pub(super) struct RunArgs {
     /// Print the container's id and leave it running.
     #[arg(short, long, conflicts_with = "rm")]
     detach: bool,
+    #[command(flatten)]
+    interactive: Interactive,
     /// The handler, as a RuntimeClass names it; without it the daemon's default.
     #[arg(long, default_value = "")]
     handler: String,
@@ -82,7 +85,10 @@ pub(super) enum Network {
     Host,
 }
 
-pub(super) async fn run(client: Client, args: RunArgs) -> Result<ExitCode, CliError> {
+pub(super) async fn run(client: Client, mut args: RunArgs) -> Result<ExitCode, CliError> {
+    if !args.detach {
+        args.interactive = args.interactive.possible();
+    }
     // Everything that can be wrong with the arguments, before anything is made.
     let request = Request::new(&args)?;
     ensure_image(&client, &args.image).await?;
@@ -93,8 +99,10 @@ pub(super) async fn run(client: Client, args: RunArgs) -> Result<ExitCode, CliEr
         source,
     })?;
 
-    let started = start(&client, &request, &args.handler).await;
-    let (pod, container) = match started {
+    let Interactive { stdin, tty } = args.interactive;
+    let attach = ((stdin || tty) && !args.detach).then_some(args.interactive);
+    let started = start(&client, &request, &args.handler, attach).await;
+    let (pod, container, session) = match started {
         Ok(ids) => ids,
         Err(err) => {
             let _ = std::fs::remove_dir(log_folder);
@@ -105,7 +113,10 @@ pub(super) async fn run(client: Client, args: RunArgs) -> Result<ExitCode, CliEr
         output::line(container)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let ended = watch(&client, &container, &request.log_path()).await;
+    let ended = match session {
+        None => watch(&client, &container, &request.log_path()).await,
+        Some(session) => converse(&client, &container, session).await,
+    };
     if args.rm {
         lifecycle::remove_pod(&client, &pod).await?;
     } else if ended.is_ok() {
@@ -132,7 +143,12 @@ async fn ensure_image(client: &Client, image: &str) -> Result<(), CliError> {
 }
 
 /// Makes and starts pod and container; what was made is removed again when a later step fails.
-async fn start(client: &Client, request: &Request, handler: &str) -> Result<(String, String), CliError> {
+async fn start(
+    client: &Client,
+    request: &Request,
+    handler: &str,
+    attach: Option<Interactive>,
+) -> Result<(String, String, Option<Session>), CliError> {
     let mut runtime = client.runtime.clone();
     let pod = runtime
         .run_pod_sandbox(v1::RunPodSandboxRequest {
@@ -152,13 +168,18 @@ async fn start(client: &Client, request: &Request, handler: &str) -> Result<(Str
         let created =
             runtime.create_container(create).await.map_err(CliError::refused("create the container"))?;
         let container_id = created.into_inner().container_id;
+        // Before the start, so that nothing is missed.
+        let session = match attach {
+            None => None,
+            Some(interactive) => Some(stream::attached(client, &container_id, interactive).await?),
+        };
         let start = v1::StartContainerRequest { container_id: container_id.clone() };
         runtime.start_container(start).await.map_err(CliError::refused("start the container"))?;
-        Ok(container_id)
+        Ok((container_id, session))
     }
     .await;
     match container {
-        Ok(container) => Ok((pod, container)),
+        Ok((container, session)) => Ok((pod, container, session)),
         Err(err) => {
             if let Err(cleanup) = lifecycle::remove_pod(client, &pod).await {
                 eprintln!("brig: the pod {pod} is left over: {cleanup}");
@@ -199,6 +220,18 @@ async fn watch(
         status = logs::follow(client, container, &mut reader, &mut printer) => status,
         () = stop => unreachable!("the stopper listens until it is dropped"),
     }
+}
+
+/// Passes what is typed and printed on to the container's exit; a signal to us stops the container.
+async fn converse(
+    client: &Client,
+    container: &str,
+    session: Session,
+) -> Result<Option<v1::ContainerStatus>, CliError> {
+    if let Ended::Signal(_) = session.carry().await? {
+        lifecycle::stop_container(client, container, STOP_GRACE_S).await?;
+    }
+    logs::exited(client, container).await
 }
 
 /// A container's exit code as ours.
@@ -280,6 +313,10 @@ impl Request {
             envs: args.env.iter().filter_map(|text| env(text)).collect(),
             mounts: args.volume.iter().map(|text| volume(text)).collect::<Result<_, _>>()?,
             labels,
+            stdin: args.interactive.stdin,
+            // Whoever types is this command; a detached container waits for others.
+            stdin_once: args.interactive.stdin && !args.detach,
+            tty: args.interactive.tty,
             log_path: "0.log".to_owned(),
             linux: Some(v1::LinuxContainerConfig {
                 resources: Some(resources(args)?),

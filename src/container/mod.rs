@@ -5,7 +5,7 @@
 //! start.rs    Created → Running
 //! stop.rs     stop signal, deadline, SIGKILL
 //! remove.rs   runtime state, rootfs, record
-//! exec.rs     ExecSync
+//! exec.rs     ExecSync, Exec, Attach
 //! update.rs   resources, log file
 //! exit.rs     what the monitor reports
 //! ```
@@ -22,7 +22,7 @@
 pub(crate) mod bundle;
 pub(crate) mod cdi;
 pub(crate) mod create;
-mod exec;
+pub(crate) mod exec;
 mod exit;
 pub(crate) mod handler;
 mod metrics;
@@ -218,6 +218,16 @@ pub(crate) enum ContainerError {
     RecursiveReadOnly { destination: PathBuf, handler: String },
     #[error("exec command is empty")]
     EmptyCommand,
+    #[error("cannot {verb} container {id} without a stream: ask for stdin, stdout or stderr")]
+    NoStreams { verb: &'static str, id: String },
+    #[error(
+        "cannot {verb} container {id} with tty and stderr: a terminal has one output, ask for stdout alone"
+    )]
+    TerminalAndStderr { verb: &'static str, id: String },
+    #[error("cannot attach to container {id} with tty {asked}: it was created with tty {}", !asked)]
+    OtherTerminal { id: String, asked: bool },
+    #[error("cannot attach to the stdin of container {id}: it was created without one")]
+    NoStdin { id: String },
     #[error("command {command:?} in container {id} timed out after {timeout_s} s")]
     ExecTimeout { command: Vec<String>, id: String, timeout_s: u64 },
     #[error("container {id} has no log file: it was created without log_path")]

@@ -65,6 +65,7 @@ pub(crate) enum Request {
     Stop,
     Remove,
     Exec,
+    Attach,
     ReopenLog,
     Update,
 }
@@ -109,8 +110,9 @@ impl State {
             (Request::Remove, State::Exited(_)) => Ok(Proceed),
             (Request::Exec | Request::ReopenLog, State::Running { .. }) => Ok(Proceed),
             (Request::Exec | Request::ReopenLog, State::Created) => Err(Denied::NotStarted),
-            (Request::Update, State::Created | State::Running { .. }) => Ok(Proceed),
-            (Request::Exec | Request::ReopenLog | Request::Update, State::Exited(_)) => {
+            // Whoever attaches before the start misses nothing.
+            (Request::Attach | Request::Update, State::Created | State::Running { .. }) => Ok(Proceed),
+            (Request::Exec | Request::Attach | Request::ReopenLog | Request::Update, State::Exited(_)) => {
                 Err(Denied::NotRunning)
             }
         }
@@ -215,6 +217,7 @@ mod tests {
                 prop_assert!(state.admit(Request::Stop).is_ok() && state.admit(Request::Remove).is_ok());
                 prop_assert_eq!(state.admit(Request::Start).is_ok(), rank(&state) == 0);
                 prop_assert_eq!(state.admit(Request::Exec).is_ok(), rank(&state) == 1);
+                prop_assert_eq!(state.admit(Request::Attach).is_ok(), rank(&state) < 2);
             }
         }
     }

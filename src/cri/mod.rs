@@ -43,6 +43,7 @@ use crate::pod::Pods;
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::v1::image_service_server::ImageServiceServer;
 use crate::proto::v1::runtime_service_server::RuntimeServiceServer;
+use crate::stream::Streams;
 
 /// Bytes of one message in either direction: what the kubelet's client accepts.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -59,6 +60,7 @@ pub(crate) struct Services {
     pub(crate) puller: Puller,
     pub(crate) bus: Bus,
     pub(crate) own: Own,
+    pub(crate) streams: Streams,
 }
 
 /// What the daemon says of itself.

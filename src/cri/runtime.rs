@@ -212,19 +212,28 @@ impl RuntimeService for Runtime {
         Ok(Response::new(ExecSyncResponse { stdout, stderr, exit_code }))
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        Err(not_yet("Exec", "brigd has no streaming server yet; ExecSync works"))
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let request = request.into_inner();
+        let id = container_id(request.container_id.clone())?;
+        let options = from_proto::exec(request).map_err(refused)?;
+        let url = self.all.streams.exec(&id, options).map_err(refused)?;
+        Ok(Response::new(ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(not_yet("Attach", "brigd has no streaming server yet; the container's log has its output"))
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let request = request.into_inner();
+        let streams = from_proto::attach(&request);
+        let id = container_id(request.container_id)?;
+        let url = self.all.streams.attach(&id, streams).map_err(refused)?;
+        Ok(Response::new(AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        Err(not_yet(
-            "PortForward",
-            "brigd has no streaming server yet; the pod's address is reachable from this host",
-        ))
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let request = request.into_inner();
+        let ports = from_proto::ports(&request.port).map_err(refused)?;
+        let id = pod_id(request.pod_sandbox_id)?;
+        let url = self.all.streams.port_forward(&id, ports).map_err(refused)?;
+        Ok(Response::new(PortForwardResponse { url }))
     }
 
     async fn container_stats(

@@ -15,6 +15,7 @@ use crate::image::{FindError, LoadError, RootfsError, StoreError};
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::pod::PodError;
+use crate::stream::{StreamError, TicketError};
 use crate::task::chain;
 
 /// What a client can tell apart.
@@ -132,12 +133,15 @@ impl Refusal for ContainerError {
             Self::Ambiguous { .. }
             | Self::EmptyCommand
             | Self::RecursiveReadOnly { .. }
-            | Self::Relabel { .. } => Kind::InvalidArgument,
+            | Self::Relabel { .. }
+            | Self::NoStreams { .. }
+            | Self::TerminalAndStderr { .. }
+            | Self::OtherTerminal { .. } => Kind::InvalidArgument,
             Self::Target { .. } => Kind::FailedPrecondition,
             Self::Rootfs { source, .. } if matches!(**source, RootfsError::SubPath { .. }) => {
                 Kind::InvalidArgument
             }
-            Self::Denied { .. } | Self::NoLog { .. } => Kind::FailedPrecondition,
+            Self::Denied { .. } | Self::NoLog { .. } | Self::NoStdin { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } | Self::Busy { .. } => Kind::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Kind::DeadlineExceeded,
             Self::File { source, .. } => of_io(source),
@@ -235,6 +239,17 @@ impl Refusal for NetworkError {
     }
 }
 
+impl Refusal for StreamError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Container(error) => error.kind(),
+            Self::Pod(error) => error.kind(),
+            Self::Ticket(TicketError::Full) => Kind::ResourceExhausted,
+            Self::Ticket(TicketError::NoRandomness) => Kind::Internal,
+        }
+    }
+}
+
 impl Refusal for MonitorError {
     fn kind(&self) -> Kind {
         match self {
@@ -242,6 +257,7 @@ impl Refusal for MonitorError {
             Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
             Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
             Self::Timeout { .. } => Kind::DeadlineExceeded,
+            Self::TooManySessions => Kind::ResourceExhausted,
             // Including a container that the monitor lost: NotFound would tell the kubelet that it never was.
             _ => Kind::Internal,
         }

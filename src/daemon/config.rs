@@ -177,6 +177,14 @@ impl Config {
         if self.network.mtu != 0 && self.network.mtu < 1280 {
             return refuse("network", "mtu", "0 or from 1280 to 65535");
         }
+        let Stream { tls_cert, tls_key, tls_client_ca, .. } = &self.stream;
+        if tls_cert.is_none() != tls_key.is_none() {
+            let missing = if tls_cert.is_none() { "tls_cert" } else { "tls_key" };
+            return refuse("stream", missing, "set, because a certificate and its key go together");
+        }
+        if tls_client_ca.is_some() && tls_cert.is_none() {
+            return refuse("stream", "tls_cert", "set, because tls_client_ca has no effect without TLS");
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use args::Args;
 use config::{Config, ConfigError};
@@ -44,6 +45,8 @@ pub(crate) enum DaemonError {
     Setup(#[from] setup::SetupError),
     #[error("cannot read the records")]
     Records(#[from] crate::records::RecordsError),
+    #[error(transparent)]
+    Streams(#[from] crate::stream::ServerError),
     #[error(transparent)]
     Serve(#[from] crate::cri::ServeError),
     #[error(transparent)]
@@ -112,7 +115,10 @@ async fn run(config: Config) -> Result<(), DaemonError> {
     let began = Instant::now();
     recover::recover(&node).await?;
     node.own.recovered(began.elapsed());
-    let server = crate::cri::bind(&node.config.server.listen.0, node.services())?;
+    let streams = crate::stream::bind(node.stream_settings(), node.pods.clone()).await?;
+    let server = crate::cri::bind(&node.config.server.listen.0, node.services(streams.streams()))?;
+    let stop_streams = CancellationToken::new();
+    let streaming = tokio::spawn(streams.serve(stop_streams.clone()));
     notify::ready();
     tracing::info!(
         listen = %node.config.server.listen,
@@ -136,6 +142,8 @@ async fn run(config: Config) -> Result<(), DaemonError> {
         notify::stopping();
     };
     let served = server.serve(stop, grace).await;
+    stop_streams.cancel();
+    streaming.await.ok();
     // A pull that is cut off is undone now rather than at the next start.
     node.puller.cancel_all();
     node.puller.idle().await;

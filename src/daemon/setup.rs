@@ -25,6 +25,7 @@ use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
 use crate::records::{Records, RecordsError, Rows};
+use crate::stream;
 use crate::task::blocking;
 
 /// Everything the daemon is made of.
@@ -205,7 +206,7 @@ pub(super) fn open_store(config: &Config) -> Result<Store, SetupError> {
 
 impl Node {
     /// What the gRPC edge works on.
-    pub(super) fn services(&self) -> Services {
+    pub(super) fn services(&self, streams: stream::Streams) -> Services {
         Services {
             about: About {
                 root: self.config.server.root.clone(),
@@ -218,7 +219,20 @@ impl Node {
             puller: self.puller.clone(),
             bus: self.bus.clone(),
             own: self.own.clone(),
+            streams,
         }
+    }
+
+    /// What the configuration says about streams.
+    pub(super) fn stream_settings(&self) -> stream::Settings {
+        let config::Stream { listen, tls_cert, tls_key, tls_client_ca, idle_timeout } =
+            self.config.stream.clone();
+        let tls = tls_cert.zip(tls_key).map(|(cert, key)| stream::tls::TlsFiles {
+            cert,
+            key,
+            client_ca: tls_client_ca,
+        });
+        stream::Settings { listen, tls, idle_timeout }
     }
 }
 

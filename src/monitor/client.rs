@@ -27,20 +27,25 @@ pub(crate) use super::wire::{ContainerState, ContainerStatus, Event, Status};
 /// Events kept for a listener that is not there yet, as during recovery.
 const EVENTS_MAX: usize = 256;
 
-/// Commands at a time in one pod, further ones wait: each may hold 32 MiB of output, and a pod has a few probes.
+/// Commands at a time in one pod whose output we collect, further ones wait: each may hold 32 MiB of it, and a pod has a
+/// few probes.
 const EXECS_MAX: usize = 32;
+
+/// Commands with streams at a time in one pod, beside the former so that nobody's shells keep probes waiting. Further ones
+/// are refused: a session may last for days. Each costs this process up to three pipes and no buffer.
+pub(super) const SESSIONS_MAX: usize = 256;
 
 /// What one read of the socket takes at most.
 const READ_BYTES: usize = 16 << 10;
 
 /// A monitor answers what needs no OCI runtime at once; this long means that it hangs.
-const ANSWER_WAIT: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
 /// For requests that the monitor itself bounds: it answers first.
-const ANSWER_MARGIN: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(10);
 
 /// How long the OCI runtime may take for start, kill, delete, pause, resume, update and the start of an exec.
-const RUNTIME_WAIT: Duration = Duration::from_secs(60);
+pub(super) const RUNTIME_WAIT: Duration = Duration::from_secs(60);
 
 /// Watches a descriptor. Needs a tokio runtime.
 #[expect(deprecated, reason = "`new` is unsound for types that lie about their descriptor; OwnedFd does not")]
@@ -73,6 +78,8 @@ pub(crate) enum MonitorError {
     Confused { what: &'static str },
     #[error("signal {0:?} is not known")]
     BadSignal(String),
+    #[error("the pod has {SESSIONS_MAX} commands with streams already; end one of them first")]
+    TooManySessions,
     #[error("cannot talk to the monitor at {}", path.display())]
     Connect {
         path: PathBuf,
@@ -129,12 +136,13 @@ pub(crate) struct ExecOutput {
 pub(crate) struct Monitor(Option<Arc<Inner>>);
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     process: OnceLock<Process>,
     socket: AsyncFd<OwnedFd>,
     /// Held while a frame is written.
     sending: tokio::sync::Mutex<()>,
     execs: Semaphore,
+    pub(super) sessions: Arc<Semaphore>,
     next_id: AtomicU64,
     waiting: Mutex<Waiting>,
     events: Mutex<Option<mpsc::Receiver<Event>>>,
@@ -152,13 +160,37 @@ struct Process {
 struct Waiting {
     closed: bool,
     replies: HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
-    execs: HashMap<String, oneshot::Sender<ExecEnd>>,
+    execs: HashMap<String, watch::Sender<Option<ExecEnd>>>,
+    attaches: HashMap<String, watch::Sender<Option<AttachEnd>>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct ExecEnd {
-    code: i32,
-    timed_out: bool,
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ExecEnd {
+    /// 128 + n for signal n.
+    pub code: i32,
+    pub timed_out: bool,
+}
+
+/// Why an attach is over that its client did not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttachEnd {
+    /// The container has exited, and all it wrote is in the pipes, which are at their end.
+    Exited,
+    /// The client took output more slowly than the container made it, until its buffer was full.
+    Slow,
+    /// The monitor has gone, or has a reason that this daemon does not know.
+    Gone,
+}
+
+impl From<wire::AttachEnd> for AttachEnd {
+    fn from(end: wire::AttachEnd) -> Self {
+        match end {
+            wire::AttachEnd::Exited => Self::Exited,
+            wire::AttachEnd::Slow => Self::Slow,
+            wire::AttachEnd::Unknown => Self::Gone,
+        }
+    }
 }
 
 impl Monitor {
@@ -188,6 +220,7 @@ impl Monitor {
             socket: watched(socket).map_err(local("watch the socket"))?,
             sending: tokio::sync::Mutex::default(),
             execs: Semaphore::new(EXECS_MAX),
+            sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             next_id: AtomicU64::new(1),
             waiting: Mutex::default(),
             events: Mutex::new(Some(receiver)),
@@ -342,22 +375,14 @@ impl Monitor {
         timeout: Option<Duration>,
         cap: Bytes,
     ) -> Result<ExecOutput, MonitorError> {
-        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
+        let inner = self.inner()?;
         let _place = inner.execs.acquire().await.map_err(|_| MonitorError::Gone)?;
         let local = |source: io::Error| MonitorError::Local { action: "make a pipe", source };
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| local(e.into()));
         let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
         let out = pipe::Receiver::from_owned_fd(out_read).map_err(local)?;
         let err = pipe::Receiver::from_owned_fd(err_read).map_err(local)?;
-        let exec = crate::id::ContainerId::random().short().to_string();
-        let (sender, ended) = oneshot::channel();
-        {
-            let mut waiting = lock(&inner.waiting);
-            if waiting.closed {
-                return Err(MonitorError::Gone);
-            }
-            waiting.execs.insert(exec.clone(), sender);
-        }
+        let (exec, mut ended) = inner.expect_exec()?;
         let _forget = ForgetExec { inner, exec: &exec };
         let request = Request::Exec(Exec {
             exec: exec.clone(),
@@ -377,7 +402,7 @@ impl Monitor {
             let started =
                 self.ask("exec", request, &[out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
             let end = match started {
-                Ok((Reply::ExecStarted { .. }, _)) => ended.await.map_err(|_| MonitorError::Gone),
+                Ok((Reply::ExecStarted { .. }, _)) => wait(&mut ended).await,
                 Ok((other, _)) => Err(unexpected("exec", id, other)),
                 Err(error) => Err(error),
             };
@@ -394,7 +419,11 @@ impl Monitor {
         self.done("kill the exec", "", Request::ExecKill { exec: exec.to_owned() }, &[]).await
     }
 
-    async fn done(
+    pub(super) fn inner(&self) -> Result<&Arc<Inner>, MonitorError> {
+        self.0.as_ref().ok_or(MonitorError::Gone)
+    }
+
+    pub(super) async fn done(
         &self,
         what: &'static str,
         id: &str,
@@ -407,7 +436,7 @@ impl Monitor {
         }
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         what: &'static str,
         request: Request,
@@ -468,6 +497,37 @@ impl Inner {
         self.process.get().map_or(0, |process| process.pid)
     }
 
+    /// A name for a new exec, and where its end will be told. To be taken back by [`Inner::forget_exec`].
+    pub(super) fn expect_exec(&self) -> Result<(String, watch::Receiver<Option<ExecEnd>>), MonitorError> {
+        let mut waiting = self.expecting()?;
+        let (name, (sender, end)) = (random_name(), watch::channel(None));
+        waiting.execs.insert(name.clone(), sender);
+        Ok((name, end))
+    }
+
+    /// Whether it has not ended.
+    pub(super) fn forget_exec(&self, exec: &str) -> bool {
+        lock(&self.waiting).execs.remove(exec).is_some()
+    }
+
+    /// As [`Inner::expect_exec`], for an attach.
+    pub(super) fn expect_attach(&self) -> Result<(String, watch::Receiver<Option<AttachEnd>>), MonitorError> {
+        let mut waiting = self.expecting()?;
+        let (name, (sender, end)) = (random_name(), watch::channel(None));
+        waiting.attaches.insert(name.clone(), sender);
+        Ok((name, end))
+    }
+
+    /// Whether it has not ended.
+    pub(super) fn forget_attach(&self, attach: &str) -> bool {
+        lock(&self.waiting).attaches.remove(attach).is_some()
+    }
+
+    fn expecting(&self) -> Result<MutexGuard<'_, Waiting>, MonitorError> {
+        let waiting = lock(&self.waiting);
+        if waiting.closed { Err(MonitorError::Gone) } else { Ok(waiting) }
+    }
+
     async fn send(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
         let _sending = self.sending.lock().await;
         let mut rest = frame;
@@ -526,7 +586,13 @@ async fn deliver(inner: &Inner, events: &mpsc::Sender<Event>, message: FromMonit
         FromMonitor::Event(Event::ExecExited { exec, code, timed_out, .. }) => {
             let waiting = lock(&inner.waiting).execs.remove(&exec);
             if let Some(waiting) = waiting {
-                waiting.send(ExecEnd { code, timed_out }).ok();
+                waiting.send_replace(Some(ExecEnd { code, timed_out }));
+            }
+        }
+        FromMonitor::Event(Event::AttachEnded { attach, end }) => {
+            let waiting = lock(&inner.waiting).attaches.remove(&attach);
+            if let Some(waiting) = waiting {
+                waiting.send_replace(Some(end.into()));
             }
         }
         FromMonitor::Event(event) => {
@@ -540,6 +606,7 @@ fn close(inner: &Inner) {
     waiting.closed = true;
     waiting.replies.clear();
     waiting.execs.clear();
+    waiting.attaches.clear();
     drop(waiting);
     inner.closed.send_replace(true);
 }
@@ -552,8 +619,7 @@ struct ForgetExec<'a> {
 
 impl Drop for ForgetExec<'_> {
     fn drop(&mut self) {
-        let unfinished = lock(&self.inner.waiting).execs.remove(self.exec).is_some();
-        if unfinished {
+        if self.inner.forget_exec(self.exec) {
             // The caller has gone away, and nobody else will ever read what the command says.
             let (monitor, exec) = (Monitor(Some(Arc::clone(self.inner))), self.exec.to_owned());
             tokio::spawn(async move { monitor.exec_kill(&exec).await.ok() });
@@ -596,7 +662,18 @@ async fn collect(pipe: pipe::Receiver, cap: Bytes, mut over: watch::Receiver<boo
     kept
 }
 
-fn unexpected(what: &'static str, id: &str, reply: Reply) -> MonitorError {
+/// What `end` is told. Cancel-safe.
+pub(super) async fn wait<T: Copy>(end: &mut watch::Receiver<Option<T>>) -> Result<T, MonitorError> {
+    // An error means that nobody will ever tell.
+    end.wait_for(Option::is_some).await.ok().and_then(|end| *end).ok_or(MonitorError::Gone)
+}
+
+/// A name for an exec or attach: others of the pod have others, those of an earlier daemon too.
+fn random_name() -> String {
+    crate::id::ContainerId::random().short().to_string()
+}
+
+pub(super) fn unexpected(what: &'static str, id: &str, reply: Reply) -> MonitorError {
     let Reply::Failed(failure) = reply else { return MonitorError::Confused { what } };
     match failure {
         Failure::NoSuchContainer => MonitorError::NoSuchContainer { id: id.to_owned() },
@@ -611,7 +688,7 @@ fn unexpected(what: &'static str, id: &str, reply: Reply) -> MonitorError {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

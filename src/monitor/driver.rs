@@ -19,6 +19,7 @@ use super::io::{MESSAGE_MAX, Streams, dev_null, output_pipe, tail};
 use super::log::{self, LogFile};
 use super::reap::{self, End, OomWatch};
 use super::serve::ReplyTo;
+use super::sinks::{CLIENTS_MAX, Client};
 use super::wire::{self, ContainerState, Created, Exit, Failure, Reply, Request, Runtime};
 use super::{Supervisor, system};
 use crate::sys::spawn::{self, Launch};
@@ -87,15 +88,19 @@ enum Then {
 struct Console {
     listener: OwnedFd,
     path: PathBuf,
+    /// What the runtime is told. It leads through our descriptor of the directory, since the path itself may be longer than
+    /// the 107 bytes of a socket's address (unix(7)), and runtimes connect to what they are told.
+    address: PathBuf,
+    _directory: fs::File,
 }
 
 impl Console {
     fn new(directory: &Path, number: u64) -> io::Result<Self> {
         let path = directory.join(format!("console-{number}"));
-        // By the directory's descriptor: the path may be longer than a socket's address.
         let open = fs::File::open(directory)?;
-        let short = PathBuf::from(format!("/proc/self/fd/{}/console-{number}", open.as_raw_fd()));
-        Ok(Self { listener: socket::listen(&short)?, path })
+        let (pid, fd) = (std::process::id(), open.as_raw_fd());
+        let address = PathBuf::from(format!("/proc/{pid}/fd/{fd}/console-{number}"));
+        Ok(Self { listener: socket::listen(&address)?, path, address, _directory: open })
     }
 
     /// After the runtime has ended: what it sent is in the queue.
@@ -220,6 +225,18 @@ impl Supervisor {
                 self.ending = true;
                 return Ok(Some(Reply::Done));
             }
+            Request::Attach(attach) => {
+                self.attach(to, attach, fds)?;
+                return Ok(Some(Reply::Done));
+            }
+            Request::FinishStdin { attach } => {
+                self.finish_stdin(&attach);
+                return Ok(Some(Reply::Done));
+            }
+            Request::Detach { attach } => {
+                self.detach(|client| client.attach == attach);
+                return Ok(Some(Reply::Done));
+            }
             Request::Unknown => return Err(Failure::Unsupported),
         }
         Ok(None)
@@ -261,10 +278,11 @@ impl Supervisor {
         }
         let (streams, ends, console) = if create.terminal {
             let console = Console::new(&create.bundle, number).map_err(system("make a console socket"))?;
-            args.extend(["--console-socket".into(), console.path.clone().into()]);
-            (Streams::awaiting_terminal(log), None, Some(console))
+            args.extend(["--console-socket".into(), console.address.clone().into()]);
+            (Streams::awaiting_terminal(log, create.stdin), None, Some(console))
         } else {
-            let (streams, ends) = Streams::pipes(log, create.stdin).map_err(system("make pipes"))?;
+            let made = Streams::pipes(log, create.stdin, create.stdin_once);
+            let (streams, ends) = made.map_err(system("make pipes"))?;
             (streams, Some(ends), None)
         };
         args.push(create.container.clone().into());
@@ -322,7 +340,7 @@ impl Supervisor {
         let console = match exec.terminal {
             true => {
                 let console = Console::new(&bundle, number).map_err(system("make a console socket"))?;
-                args.extend(["--console-socket".into(), console.path.clone().into()]);
+                args.extend(["--console-socket".into(), console.address.clone().into()]);
                 Some(console)
             }
             false => None,
@@ -347,6 +365,55 @@ impl Supervisor {
         let timeout = (exec.timeout_ms != 0).then(|| Duration::from_millis(exec.timeout_ms));
         self.execs.push(Exec { id: exec.exec, pid: 0, timeout, deadline: None, timed_out: false });
         Ok(())
+    }
+
+    fn attach(&mut self, to: ReplyTo, attach: wire::Attach, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        use ContainerState::{Created, Paused, Running};
+        let marked = [attach.stdin, attach.stdout, attach.stderr];
+        if fds.len() != marked.iter().filter(|marked| **marked).count() {
+            return Err(invalid("the number of descriptors does not fit the request"));
+        }
+        let streams = &mut self.in_state(&attach.container, &[Created, Running, Paused])?.streams;
+        if attach.stdin && !streams.has_input {
+            return Err(invalid("the container was created without stdin"));
+        }
+        if streams.clients.len() >= CLIENTS_MAX {
+            return Err(invalid(&format!(
+                "the container has {CLIENTS_MAX} clients already; detach one first"
+            )));
+        }
+        let mut given = fds.into_iter();
+        let [stdin, stdout, stderr] = marked.map(|marked| if marked { given.next() } else { None });
+        for pipe in [&stdin, &stdout, &stderr].into_iter().flatten() {
+            rustix::io::ioctl_fionbio(pipe, true).map_err(|e| system("set up a client's pipe")(e.into()))?;
+        }
+        // Closed already where the first client has ended the input of all: such a client only listens.
+        let stdin = stdin.filter(|_| streams.input().is_some());
+        streams.clients.push(Client::new(attach.attach, to.connection, stdin, stdout, stderr));
+        Ok(())
+    }
+
+    fn finish_stdin(&mut self, attach: &str) {
+        for container in &mut self.containers {
+            let clients = &mut container.streams.clients;
+            if let Some(client) = clients.iter().position(|client| client.attach == attach) {
+                if clients[client].finish_input() {
+                    container.streams.pass_input(client, &mut self.buffers);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Forgets clients.
+    pub(super) fn detach(&mut self, gone: impl Fn(&Client) -> bool) {
+        for container in &mut self.containers {
+            let streams = &mut container.streams;
+            while let Some(client) = streams.clients.iter().position(&gone) {
+                streams.detach(client, &mut self.buffers);
+            }
+        }
+        self.leaving.retain(|client| !gone(client));
     }
 
     fn kill(

@@ -1,6 +1,4 @@
-//! The streams of a container: pipes or a terminal, read into its log.
-//!
-//! A stream has one sink, the log file; attached clients will be further sinks of the same bytes.
+//! The streams of a container: pipes or a terminal, read into its log and for attached clients, written by these.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,6 +7,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::log::{self, Lines, LogFile, Stream};
+use super::sinks::{Client, Passed};
 
 /// One read of a stream. The buffer is kept while there is something to do.
 pub(super) const READ_BYTES: usize = 32 << 10;
@@ -19,9 +18,15 @@ pub(super) struct Streams {
     sources: Vec<Source>,
     /// `None`: the output is read and dropped.
     log: Option<LogFile>,
-    /// Held open so that the container does not see an end; written by attached clients.
-    _stdin: Option<OwnedFd>,
+    /// Held open so that the container does not see an end. None with a terminal.
+    stdin: Option<OwnedFd>,
+    /// The first client whose input ends closes `stdin`.
+    stdin_once: bool,
+    /// One source, which is written to as well.
     terminal: bool,
+    /// The container was made to be written to.
+    pub(super) has_input: bool,
+    pub(super) clients: Vec<Client>,
 }
 
 #[derive(Debug)]
@@ -47,6 +52,14 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
+    /// Of [`READ_BYTES`].
+    fn input(&mut self) -> &mut [u8] {
+        if self.input.is_empty() {
+            self.input.resize(READ_BYTES, 0);
+        }
+        &mut self.input
+    }
+
     pub(super) fn release(&mut self) {
         *self = Self::default();
     }
@@ -62,11 +75,16 @@ enum Left {
 
 impl Streams {
     /// Pipes for a container without a terminal.
-    pub(super) fn pipes(log: Option<LogFile>, stdin: bool) -> io::Result<(Self, ChildEnds)> {
+    pub(super) fn pipes(
+        log: Option<LogFile>,
+        stdin: bool,
+        stdin_once: bool,
+    ) -> io::Result<(Self, ChildEnds)> {
         let (out, out_end) = output_pipe()?;
         let (err, err_end) = output_pipe()?;
         let (stdin_end, stdin) = if stdin {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&write, true)?;
             (read, Some(write))
         } else {
             (dev_null()?, None)
@@ -74,12 +92,12 @@ impl Streams {
         let source = |fd, stream| Source { fd, lines: Lines::new(stream), ended: false };
         let sources = vec![source(out, Stream::Stdout), source(err, Stream::Stderr)];
         let ends = ChildEnds { stdin: stdin_end, stdout: out_end, stderr: err_end };
-        Ok((Self { sources, log, _stdin: stdin, terminal: false }, ends))
+        Ok((Self { sources, log, has_input: stdin.is_some(), stdin, stdin_once, ..Self::default() }, ends))
     }
 
     /// For a container with a terminal, which comes later by [`Streams::set_terminal`].
-    pub(super) fn awaiting_terminal(log: Option<LogFile>) -> Self {
-        Self { sources: Vec::new(), log, _stdin: None, terminal: true }
+    pub(super) fn awaiting_terminal(log: Option<LogFile>, has_input: bool) -> Self {
+        Self { log, terminal: true, has_input, ..Self::default() }
     }
 
     pub(super) fn set_terminal(&mut self, master: OwnedFd) -> io::Result<()> {
@@ -121,21 +139,26 @@ impl Streams {
             };
             match left {
                 Some(Left::End) => drop(self.sources.remove(number)),
-                _ => number += 1,
+                _ => {
+                    // Whoever holds it open may never write again, and the container's last words would stay unsaid.
+                    self.sources[number].lines.finish(log::now(), &mut buffers.output);
+                    self.write_log(buffers);
+                    number += 1;
+                }
             }
         }
     }
 
     fn step(&mut self, number: usize, buffers: &mut Buffers) -> Option<Left> {
         let source = self.sources.get_mut(number)?;
-        if buffers.input.is_empty() {
-            buffers.input.resize(READ_BYTES, 0);
-        }
-        let (left, now) = match rustix::io::read(&source.fd, &mut buffers.input[..]) {
+        let (left, now) = match rustix::io::read(&source.fd, buffers.input()) {
             Ok(0) => (Left::End, log::now()),
             Ok(n) => {
                 let now = log::now();
                 source.lines.push(&buffers.input[..n], now, &mut buffers.output);
+                for client in &mut self.clients {
+                    client.push(source.lines.stream(), &buffers.input[..n]);
+                }
                 (Left::More, now)
             }
             Err(rustix::io::Errno::AGAIN) => (Left::Empty, log::now()),
@@ -146,11 +169,75 @@ impl Streams {
         if let Left::End = left {
             source.lines.finish(now, &mut buffers.output);
         }
+        self.write_log(buffers);
+        Some(left)
+    }
+
+    fn write_log(&mut self, buffers: &mut Buffers) {
         if let Some(log) = &mut self.log {
             log.write(&buffers.output);
         }
         buffers.output.clear();
-        Some(left)
+    }
+
+    /// Where clients' input goes, while the container takes any.
+    pub(super) fn input(&self) -> Option<BorrowedFd<'_>> {
+        input(self.terminal, self.has_input, &self.sources, self.stdin.as_ref())
+    }
+
+    /// Passes on what a client has written, as far as the container takes it.
+    pub(super) fn pass_input(&mut self, client: usize, buffers: &mut Buffers) {
+        let target = input(self.terminal, self.has_input, &self.sources, self.stdin.as_ref());
+        let passed = match (target, self.clients.get_mut(client)) {
+            (_, None) => return,
+            (None, _) => Passed::Refused,
+            (Some(target), Some(client)) => client.pass_input(target, buffers.input()),
+        };
+        match passed {
+            Passed::Waiting => {}
+            Passed::Ended => self.input_ended(),
+            Passed::Refused => self.close_input(),
+        }
+    }
+
+    /// Passes on what waits for the container.
+    pub(super) fn pass_unsent_input(&mut self, buffers: &mut Buffers) {
+        for client in 0..self.clients.len() {
+            if self.clients[client].has_unsent_input() {
+                self.pass_input(client, buffers);
+            }
+        }
+    }
+
+    /// Takes the last of a client's input, as far as the container takes it now, and forgets the client.
+    pub(super) fn detach(&mut self, client: usize, buffers: &mut Buffers) {
+        if self.clients[client].finish_input() {
+            self.pass_input(client, buffers);
+            if self.clients[client].finish_input() {
+                self.input_ended();
+            }
+        }
+        self.clients.remove(client);
+    }
+
+    /// A client's input has ended. A terminal has no end that its other side could read; a person types Ctrl-D.
+    fn input_ended(&mut self) {
+        if self.stdin_once && !self.terminal {
+            self.close_input();
+        }
+    }
+
+    fn close_input(&mut self) {
+        self.stdin = None;
+        self.clients.iter_mut().for_each(Client::close_input);
+    }
+
+    /// The container has ended, and its output is drained: the clients, who may still have to take some of it.
+    pub(super) fn let_clients_go(&mut self) -> Vec<Client> {
+        self.stdin = None;
+        let mut clients = std::mem::take(&mut self.clients);
+        clients.iter_mut().for_each(Client::finish);
+        clients
     }
 
     /// Takes what the runtime itself wrote to a container that did not come to be.
@@ -168,6 +255,19 @@ impl Streams {
         let terminal = self.sources.first().filter(|_| self.terminal)?;
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         Some(tcsetwinsize(&terminal.fd, size).map_err(Into::into))
+    }
+}
+
+/// Where the input of a container with these streams goes.
+fn input<'a>(
+    terminal: bool,
+    has_input: bool,
+    sources: &'a [Source],
+    stdin: Option<&'a OwnedFd>,
+) -> Option<BorrowedFd<'a>> {
+    match terminal {
+        true => sources.first().filter(|_| has_input).map(|source| source.fd.as_fd()),
+        false => stdin.map(AsFd::as_fd),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 2026-01-02T03:04:05.000000006Z stdout F a whole line
-//! 2026-01-02T03:04:05.000000006Z stderr P a piece of one: 16 KiB of a longer line, or its stream ended
+//! 2026-01-02T03:04:05.000000006Z stderr P a piece of one: 16 KiB of a longer line, or its stream or container ended
 //! ```
 //!
 //! A piece of a line stays in memory until its end comes. When the disk is full, lines are dropped and the container
@@ -38,6 +38,10 @@ impl Lines {
         Self { stream, pending: Vec::new() }
     }
 
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
     /// Adds what of `input` are whole lines, read at `now`, to `output`. Keeps the rest.
     pub(super) fn push(&mut self, mut input: &[u8], now: Duration, output: &mut Vec<u8>) {
         while !input.is_empty() {
@@ -56,7 +60,7 @@ impl Lines {
         }
     }
 
-    /// The stream has ended: what is kept becomes a piece.
+    /// The stream has ended, or its container: what is kept becomes a piece.
     pub(super) fn finish(&mut self, now: Duration, output: &mut Vec<u8>) {
         if !self.pending.is_empty() {
             self.line(&[], b'P', now, output);

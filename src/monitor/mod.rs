@@ -7,10 +7,12 @@
 //! ```text
 //! wire.rs        messages, both ends
 //! client.rs      the daemon's end        spawn.rs  starting a monitor
+//! exec.rs        commands with streams   attach.rs clients at a container's own streams
 //! ─────────────  the process ─────────────────────────────────────────
 //! namespaces.rs  made at the start
 //! serve.rs       connections             driver.rs  requests ─▶ OCI runtime ─▶ replies
 //! io.rs          a container's streams   log.rs     the kubelet's log format
+//!                                        sinks.rs   attached clients
 //! reap.rs        exit codes, OOM, killing a tree
 //! ```
 //!
@@ -18,13 +20,18 @@
 //! of work has used goes back to the kernel [`QUIET`] later.
 
 #[cfg(feature = "daemon")]
+pub(crate) mod attach;
+#[cfg(feature = "daemon")]
 pub(crate) mod client;
 mod driver;
+#[cfg(feature = "daemon")]
+pub(crate) mod exec;
 mod io;
 mod log;
 mod namespaces;
 mod reap;
 mod serve;
+mod sinks;
 #[cfg(feature = "daemon")]
 pub(crate) mod spawn;
 #[cfg(test)]
@@ -43,6 +50,7 @@ use self::io::Buffers;
 use self::namespaces::Pins;
 use self::reap::End;
 use self::serve::{Connection, ReplyTo};
+use self::sinks::{Client, Slot};
 use self::wire::{
     ContainerState, ContainerStatus, Decoder, Event, Exit, Failure, FromMonitor, Hello, Ready, Reply, Status,
 };
@@ -147,6 +155,7 @@ fn start() -> Result<Supervisor, StartError> {
         connections: vec![connection],
         connections_made: 1,
         containers: Vec::new(),
+        leaving: Vec::new(),
         execs: Vec::new(),
         jobs: Vec::new(),
         unclaimed: Vec::new(),
@@ -183,6 +192,8 @@ struct Supervisor {
     connections: Vec<Connection>,
     connections_made: u64,
     containers: Vec<Container>,
+    /// Of containers that have ended: who has not taken all of the output yet.
+    leaving: Vec<Client>,
     execs: Vec<Exec>,
     jobs: Vec<Job>,
     unclaimed: Vec<(i32, End)>,
@@ -202,6 +213,12 @@ enum Source {
     Connection(usize),
     /// A container's place, and the stream's there.
     Stream(usize, usize),
+    /// A container's place, the client's there, and one of its streams.
+    Client(usize, usize, Slot),
+    /// A container's place: it takes input again.
+    Input(usize),
+    /// By its place among the leaving ones.
+    Leaving(usize, Slot),
 }
 
 impl Supervisor {
@@ -223,7 +240,7 @@ impl Supervisor {
             }
             self.dispatch(&ready);
             self.strike_deadlines();
-            self.connections.retain(|connection| !connection.broken);
+            self.drop_broken_connections();
         }
         std::fs::remove_file(&self.socket).ok();
         if let Some(init) = self.pins.init {
@@ -243,12 +260,27 @@ impl Supervisor {
             let sources = container.streams.sources().enumerate().filter(move |_| !creating);
             sources.map(move |(stream, fd)| (Source::Stream(place, stream), fd, PollFlags::IN))
         });
+        let clients = self.containers.iter().enumerate().flat_map(|(place, container)| {
+            let clients = container.streams.clients.iter().enumerate().flat_map(move |(number, client)| {
+                client
+                    .sources()
+                    .map(move |(slot, fd, flags)| (Source::Client(place, number, slot), fd, flags))
+            });
+            let full = container.streams.clients.iter().any(Client::has_unsent_input);
+            let input = container.streams.input().filter(|_| full);
+            clients.chain(input.map(|fd| (Source::Input(place), fd, PollFlags::OUT)))
+        });
+        let leaving = self.leaving.iter().enumerate().flat_map(|(number, client)| {
+            client.sources().map(move |(slot, fd, flags)| (Source::Leaving(number, slot), fd, flags))
+        });
         let fixed: [(Source, BorrowedFd<'_>, PollFlags); 2] = [
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Listener, self.listener.as_fd(), PollFlags::IN),
         ];
         let (mut sources, mut fds) = (Vec::new(), Vec::new());
-        for (source, fd, flags) in fixed.into_iter().chain(connections).chain(streams) {
+        for (source, fd, flags) in
+            fixed.into_iter().chain(connections).chain(streams).chain(clients).chain(leaving)
+        {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
@@ -266,17 +298,37 @@ impl Supervisor {
 
     fn dispatch(&mut self, ready: &[Source]) {
         for source in ready {
-            if let Source::Stream(container, stream) = *source {
-                self.containers[container].streams.read(stream, &mut self.buffers);
+            match *source {
+                Source::Stream(container, stream) => {
+                    self.containers[container].streams.read(stream, &mut self.buffers);
+                }
+                Source::Client(container, client, slot) => {
+                    let streams = &mut self.containers[container].streams;
+                    match slot {
+                        Slot::Input => streams.pass_input(client, &mut self.buffers),
+                        // By what was waited for: a read of this round may have emptied or filled the buffer.
+                        Slot::Output(stream) => streams.clients[client].flush(stream),
+                        Slot::IdleOutput(stream) => streams.clients[client].close_output(stream),
+                    }
+                }
+                Source::Input(container) => {
+                    self.containers[container].streams.pass_unsent_input(&mut self.buffers);
+                }
+                Source::Leaving(client, Slot::Output(stream)) => {
+                    self.leaving[client].flush(stream);
+                    self.leaving[client].finish();
+                }
+                Source::Leaving(_, _) | Source::Signals | Source::Listener | Source::Connection(_) => {}
             }
         }
         self.containers.iter_mut().for_each(|container| container.streams.drop_ended());
+        self.tell_ended_clients();
         // Requests before ends of children, and both after the streams: their places in the lists do not hold longer.
         for source in ready {
             match *source {
                 Source::Connection(place) => self.serve(place),
                 Source::Listener => self.accept(),
-                Source::Signals | Source::Stream(..) => {}
+                _ => {}
             }
         }
         if ready.iter().any(|source| matches!(source, Source::Signals)) {
@@ -312,6 +364,30 @@ impl Supervisor {
             self.connections.iter_mut().find(|connection| connection.id == to.connection)
         {
             connection.send(&FromMonitor::Reply { id: to.request, reply }, fds);
+        }
+    }
+
+    /// Forgets clients whose attach is over, and tells them why.
+    fn tell_ended_clients(&mut self) {
+        let of_containers = self.containers.iter_mut().map(|container| &mut container.streams.clients);
+        for clients in of_containers.chain([&mut self.leaving]) {
+            for client in clients.extract_if(.., |client| client.end.is_some()) {
+                let connection =
+                    self.connections.iter_mut().find(|connection| connection.id == client.connection);
+                if let (Some(connection), Some(end)) = (connection, client.end) {
+                    let event = Event::AttachEnded { attach: client.attach, end };
+                    connection.send(&FromMonitor::Event(event), Vec::new());
+                }
+            }
+        }
+    }
+
+    /// With them go the clients that attached through them.
+    fn drop_broken_connections(&mut self) {
+        if self.connections.iter().any(|connection| connection.broken) {
+            self.connections.retain(|connection| !connection.broken);
+            let left: Vec<u64> = self.connections.iter().map(|connection| connection.id).collect();
+            self.detach(|client| !left.contains(&client.connection));
         }
     }
 
@@ -354,12 +430,14 @@ impl Supervisor {
         let End { code, signal } = end;
         container.exit = Some(Exit { code, signal, oom_killed, finished_at });
         container.state = ContainerState::Exited;
+        self.leaving.extend(container.streams.let_clients_go());
         let id = container.id.clone();
         let deleting = container.deleting.take();
         if deleting.is_some() {
             self.containers.remove(place);
         }
         self.tell_all(&Event::ContainerExited { id, code, signal, oom_killed, finished_at });
+        self.tell_ended_clients();
         if let Some(to) = deleting {
             self.reply(to, Reply::Done, Vec::new());
         }

@@ -4,16 +4,17 @@
 //! and goes. What "runs" in the container is the bundle's `run` script, which waits for `start` to make a file.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use super::sinks::CLIENTS_MAX;
 use super::wire::{
-    self, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces, Ready,
-    Reply, Request, Runtime, Status, ToMonitor,
+    self, AttachEnd, ContainerState, Create, Decoder, Event, Exec, Failure, FromMonitor, Hello, Namespaces,
+    Ready, Reply, Request, Runtime, Status, ToMonitor,
 };
 use crate::sys::socket;
 
@@ -41,11 +42,14 @@ create)
     fi
     if [ -e "$bundle/hang" ]; then sleep 1000; fi
     echo "$bundle" > "$root/$id"
-    (read go < "$bundle/fifo"; exec sh "$bundle/run") &
+    # A shell gives what it starts in the background no input.
+    exec 3<&0
+    (read go < "$bundle/fifo"; exec sh "$bundle/run" <&3 3<&-) &
     echo $! > "$pid_file" ;;
 start) echo go > "$(cat "$root/$id")/fifo" ;;
 exec)
-    sh "$(cat "$root/$id")/exec" &
+    exec 3<&0
+    sh "$(cat "$root/$id")/exec" <&3 3<&- &
     echo $! > "$pid_file" ;;
 delete) kill -9 "$(cat "$(cat "$root/$id")/pid")" 2> /dev/null; rm -f "$root/$id" ;;
 esac
@@ -202,6 +206,10 @@ impl Fixture {
 
     /// Makes a bundle whose container runs `script`, and asks for it.
     fn create(&mut self, id: &str, script: &str, timeout_ms: u64) -> Reply {
+        self.create_with(id, script, |create| create.timeout_ms = timeout_ms)
+    }
+
+    fn create_with(&mut self, id: &str, script: &str, change: impl FnOnce(&mut Create)) -> Reply {
         let bundle = self.dir.path().join(id);
         fs::create_dir_all(&bundle).expect("a bundle");
         fs::write(bundle.join("run"), script).expect("a script");
@@ -220,7 +228,7 @@ impl Fixture {
             systemd_cgroup: false,
             bundled: false,
         };
-        let create = Create {
+        let mut create = Create {
             container: id.into(),
             runtime,
             bundle,
@@ -231,8 +239,9 @@ impl Fixture {
             cgroup: String::new(),
             rootfs: false,
             mounts: Vec::new(),
-            timeout_ms,
+            timeout_ms: 10_000,
         };
+        change(&mut create);
         let directory = self.directory();
         self.ask(Request::Create(create), &[directory])
     }
@@ -240,7 +249,38 @@ impl Fixture {
     fn run(&mut self, id: &str, script: &str) {
         let created = self.create(id, script, 10_000);
         assert!(matches!(created, Reply::Created(_)), "{created:?}");
+        self.start(id);
+    }
+
+    fn start(&mut self, id: &str) {
         assert_eq!(self.ask(Request::Start { container: id.into(), timeout_ms: 10_000 }, &[]), Reply::Done);
+    }
+
+    /// A container that can be written to, created and not started.
+    fn create_with_input(&mut self, id: &str, script: &str, once: bool) {
+        let created = self.create_with(id, script, |create| (create.stdin, create.stdin_once) = (true, once));
+        assert!(matches!(created, Reply::Created(_)), "{created:?}");
+    }
+
+    /// Attaches to input and output.
+    fn attach(&mut self, attach: &str, container: &str) -> Client {
+        let ((input_end, input), (output, output_end)) = (pipe(), pipe());
+        let request = wire::Attach {
+            attach: attach.into(),
+            container: container.into(),
+            stdin: true,
+            stdout: true,
+            stderr: false,
+        };
+        assert_eq!(self.ask(Request::Attach(request), &[input_end, output_end]), Reply::Done);
+        Client { input: Some(input.into()), output: output.into() }
+    }
+
+    /// Descriptors of the monitor's process.
+    fn descriptors(&mut self) -> usize {
+        // Once it answers this it has closed all that earlier requests took.
+        self.status();
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("descriptors").count()
     }
 
     /// What a container wrote: stream, tag and content of each line.
@@ -248,6 +288,38 @@ impl Fixture {
         let text = fs::read_to_string(self.dir.path().join(name)).expect("a log");
         text.lines().map(|line| line[31..].to_owned()).collect()
     }
+}
+
+/// A client's ends of its pipes.
+struct Client {
+    input: Option<fs::File>,
+    output: fs::File,
+}
+
+impl Client {
+    fn write(&mut self, text: &[u8]) {
+        self.input.as_mut().expect("not closed").write_all(text).expect("written");
+    }
+
+    fn read(&mut self, length: usize) -> Vec<u8> {
+        let mut read = vec![0; length];
+        self.output.read_exact(&mut read).expect("so much output");
+        read
+    }
+
+    fn rest(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        self.output.read_to_end(&mut rest).expect("output");
+        rest
+    }
+}
+
+fn pipe() -> (OwnedFd, OwnedFd) {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe")
+}
+
+fn attach_ended(attach: &str, end: AttachEnd) -> Event {
+    Event::AttachEnded { attach: attach.into(), end }
 }
 
 fn send(socket: &OwnedFd, mut bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]) {
@@ -279,9 +351,9 @@ fn an_exit_is_told_after_the_log_is_whole_and_is_in_the_status() {
 #[test]
 fn what_a_child_that_is_left_behind_holds_open_delays_nothing() {
     let mut monitor = Fixture::new(Namespaces::default());
-    monitor.run("c", "echo before; sleep 1000 & echo $! > $(dirname $0)/child; kill -9 $$");
+    monitor.run("c", "echo before; printf rest; sleep 1000 & echo $! > $(dirname $0)/child; kill -9 $$");
     assert_eq!(exited(monitor.event()), ("c".into(), 137, 9));
-    assert_eq!(monitor.log("c.log"), ["stdout F before"]);
+    assert_eq!(monitor.log("c.log"), ["stdout F before", "stdout P rest"]);
     let child = fs::read_to_string(monitor.dir.path().join("c/child")).expect("a pid");
     let child = rustix::process::Pid::from_raw(child.trim().parse().expect("a number")).expect("a pid");
     rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("killed");
@@ -348,6 +420,141 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
 }
 
 #[test]
+fn clients_see_the_same_from_when_they_attach_until_the_container_ends() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input("c", "while read line; do echo got $line; done; printf end; exit 4", false);
+    let mut first = monitor.attach("a", "c");
+    monitor.start("c");
+    let quiet = monitor.descriptors();
+    first.write(b"one\n");
+    assert_eq!(first.read(8), b"got one\n");
+    let mut second = monitor.attach("b", "c");
+    second.write(b"two\n");
+    assert_eq!((first.read(8), second.read(8)), (b"got two\n".to_vec(), b"got two\n".to_vec()));
+    // The end of one client's input is not the container's.
+    first.input = None;
+    second.write(b"three\n");
+    assert_eq!(first.read(10), b"got three\n");
+    assert_eq!(monitor.ask(Request::Detach { attach: "a".into() }, &[]), Reply::Done);
+    assert_eq!(first.rest(), b"");
+    assert_eq!(monitor.descriptors(), quiet, "the monitor closed what was the client's");
+    monitor.ask(Request::Kill { container: "c".into(), signal: 9, all: false, timeout_ms: 1000 }, &[]);
+    assert_eq!(exited(monitor.event()), ("c".into(), 137, 9));
+    assert_eq!(monitor.event(), attach_ended("b", AttachEnd::Exited));
+    assert_eq!(second.rest(), b"got three\n");
+    assert_eq!(monitor.log("c.log"), ["stdout F got one", "stdout F got two", "stdout F got three"]);
+}
+
+/// The container waits for a line after each burst, so the client that reads is never behind by more than one.
+#[test]
+fn a_client_that_does_not_read_is_cut_and_nobody_else_notices() {
+    const BURST: usize = 300_000;
+    let mut monitor = Fixture::new(Namespaces::default());
+    let script = format!("for i in 1 2 3 4 5 6; do head -c {BURST} /dev/zero; read line; done");
+    monitor.create_with_input("c", &script, false);
+    let (mut keen, lazy) = (monitor.attach("keen", "c"), monitor.attach("lazy", "c"));
+    monitor.start("c");
+    for _ in 0..6 {
+        assert_eq!(keen.read(BURST), vec![0; BURST]);
+        keen.write(b"\n");
+    }
+    assert_eq!(monitor.event(), attach_ended("lazy", AttachEnd::Slow));
+    assert_eq!(exited(monitor.event()), ("c".into(), 0, 0));
+    assert_eq!(monitor.event(), attach_ended("keen", AttachEnd::Exited));
+    assert_eq!(keen.rest(), b"");
+    assert!(lazy.rest().len() < BURST, "only what its pipe held");
+}
+
+#[test]
+fn a_client_gets_what_it_has_not_read_yet_after_the_container_is_gone() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input("c", "head -c 500000 /dev/zero; exit 6", false);
+    let client = monitor.attach("a", "c");
+    monitor.start("c");
+    assert_eq!(exited(monitor.event()), ("c".into(), 6, 0));
+    let delete = Request::Delete { container: "c".into(), timeout_ms: 10_000 };
+    assert_eq!(monitor.ask(delete, &[]), Reply::Done);
+    assert!(monitor.events.is_empty(), "the client has not read yet: {:?}", monitor.events);
+    assert_eq!(client.rest(), vec![0; 500_000]);
+    assert_eq!(monitor.event(), attach_ended("a", AttachEnd::Exited));
+}
+
+#[test]
+fn the_first_client_whose_input_ends_closes_that_of_a_container_that_wants_it_once() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input("c", "cat; echo over; read line < $(dirname $0)/fifo; echo $line", true);
+    let (mut first, mut second) = (monitor.attach("a", "c"), monitor.attach("b", "c"));
+    monitor.start("c");
+    first.write(b"last words ");
+    assert_eq!(monitor.ask(Request::FinishStdin { attach: "a".into() }, &[]), Reply::Done);
+    assert_eq!(second.read(16), b"last words over\n");
+    let refused = second.input.as_mut().expect("a pipe").write_all(b"x").expect_err("nobody reads");
+    assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe);
+    // Both still see what comes, and so does who attaches now.
+    let mut third = monitor.attach("d", "c");
+    fs::write(monitor.dir.path().join("c/fifo"), "more\n").expect("the container goes on");
+    assert_eq!((second.rest(), third.read(5)), (b"more\n".to_vec(), b"more\n".to_vec()));
+    assert_eq!(first.rest(), b"last words over\nmore\n");
+}
+
+#[test]
+fn a_daemon_that_goes_takes_its_clients_along_and_the_container_goes_on() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with_input(
+        "c",
+        "cat; until [ -e $(dirname $0)/go ]; do sleep 0.01; done; echo after",
+        true,
+    );
+    let quiet = monitor.descriptors();
+    let daemon =
+        std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");
+    let mine = std::mem::replace(&mut monitor.socket, daemon.into());
+    let mut client = monitor.attach("a", "c");
+    monitor.start("c");
+    client.write(b"typed\n");
+    assert_eq!(client.read(6), b"typed\n");
+    // As the kernel does with all that a killed process has open.
+    drop((client, std::mem::replace(&mut monitor.socket, mine)));
+    // It asks until it sees that the input of the container, its connection and the pipes are closed.
+    while monitor.descriptors() >= quiet {
+        monitor.status();
+    }
+    fs::write(monitor.dir.path().join("c/go"), "").expect("the container goes on");
+    assert_eq!(exited(monitor.event()), ("c".into(), 0, 0));
+    assert_eq!(monitor.log("c.log"), ["stdout F typed", "stdout F after"]);
+}
+
+#[test]
+fn an_attach_that_cannot_be_is_refused_and_costs_nothing() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "exec sleep 1000");
+    let quiet = monitor.descriptors();
+    let attach = |container: &str, stdin| wire::Attach {
+        attach: "a".into(),
+        container: container.into(),
+        stdin,
+        stdout: true,
+        stderr: false,
+    };
+    let nobody = monitor.ask(Request::Attach(attach("x", false)), &[pipe().1]);
+    assert_eq!(nobody, Reply::Failed(Failure::NoSuchContainer));
+    let unwritable = monitor.ask(Request::Attach(attach("c", true)), &[pipe().0, pipe().1]);
+    assert!(matches!(unwritable, Reply::Failed(Failure::Invalid { .. })), "{unwritable:?}");
+    let miscounted = monitor.ask(Request::Attach(attach("c", true)), &[pipe().1]);
+    assert!(matches!(miscounted, Reply::Failed(Failure::Invalid { .. })), "{miscounted:?}");
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS_MAX {
+        let (read, write) = pipe();
+        assert_eq!(monitor.ask(Request::Attach(attach("c", false)), &[write]), Reply::Done);
+        clients.push(read);
+    }
+    let crowd = monitor.ask(Request::Attach(attach("c", false)), &[pipe().1]);
+    assert!(matches!(crowd, Reply::Failed(Failure::Invalid { .. })), "{crowd:?}");
+    assert_eq!(monitor.ask(Request::Detach { attach: "a".into() }, &[]), Reply::Done);
+    assert_eq!(monitor.descriptors(), quiet);
+}
+
+#[test]
 fn a_second_connection_finds_everything_and_a_request_of_the_future_is_refused() {
     let mut monitor = Fixture::new(Namespaces::default());
     monitor.run("c", "exec sleep 1000");
@@ -387,5 +594,230 @@ fn privileged_the_pods_namespaces_are_the_monitors_and_a_foreign_sysctl_is_refus
             assert!(message.contains("kernel.core_pattern"), "{message}")
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// With OCI runtimes that are no script, and the daemon's end of the wire.
+#[cfg(feature = "daemon")]
+mod streams {
+    use super::*;
+    use crate::monitor::client::{Monitor, MonitorError};
+    use crate::monitor::exec::{ExecSession, Streams};
+    use crate::sys::pty;
+
+    const PIPES: Streams = Streams { stdin: true, stdout: true, stderr: true, terminal: false };
+    const TERMINAL: Streams = Streams { stdin: true, stdout: true, stderr: false, terminal: true };
+
+    /// The bundled sandbox as `make test` builds it, and runc where it is installed.
+    fn runtimes() -> Vec<PathBuf> {
+        let sandbox = binary().with_file_name("brig-sandbox");
+        let runc = ["/usr/bin/runc", "/usr/sbin/runc", "/usr/local/sbin/runc"].map(PathBuf::from);
+        [sandbox].into_iter().chain(runc).filter(|path| path.exists()).collect()
+    }
+
+    fn process(command: &[&str], terminal: bool) -> serde_json::Value {
+        serde_json::json!({
+            "terminal": terminal, "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/",
+            "env": ["PATH=/usr/bin:/bin"],
+        })
+    }
+
+    /// The host's programs in a container of their own.
+    fn config() -> String {
+        let bound = ["/usr", "/bin", "/lib", "/lib64"].into_iter().filter(|path| Path::new(path).exists());
+        let bound = bound.map(|path| {
+            serde_json::json!({"destination": path, "source": path, "type": "bind", "options": ["rbind", "ro"]})
+        });
+        let mut mounts = vec![
+            serde_json::json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+            serde_json::json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+            serde_json::json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}),
+        ];
+        mounts.extend(bound);
+        serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": process(&["sleep", "1000"], false),
+            "root": {"path": "rootfs"},
+            "mounts": mounts,
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+        })
+        .to_string()
+    }
+
+    /// Runs a container `c` in a monitor.
+    fn container(runtime: &Path) -> Fixture {
+        let mut monitor = Fixture::new(Namespaces::default());
+        let bundle = monitor.dir.path().join("c");
+        fs::create_dir_all(bundle.join("rootfs")).expect("a rootfs");
+        fs::write(bundle.join("config.json"), config()).expect("a config");
+        let id = format!("brig-test-{}", monitor.child.id());
+        let created = monitor.create_with("c", "", |create| {
+            create.container.clone_from(&id);
+            create.runtime.path = runtime.to_owned();
+        });
+        assert!(matches!(created, Reply::Created(_)), "{created:?}");
+        monitor.start(&id);
+        monitor
+    }
+
+    /// A container and the daemon's connection to its monitor.
+    struct Node {
+        fixture: Fixture,
+        monitor: Monitor,
+        id: String,
+    }
+
+    impl Node {
+        async fn new(runtime: &Path) -> Self {
+            let fixture = container(runtime);
+            let path = fixture.dir.path().join("socket");
+            let (monitor, status) = Monitor::connect(&path).await.expect("connected");
+            let id = status.containers[0].id.clone();
+            Self { fixture, monitor, id }
+        }
+
+        async fn exec(&self, script: &str, streams: Streams) -> ExecSession {
+            let process = process(&["sh", "-c", script], streams.terminal).to_string();
+            self.monitor.exec(&self.id, process, streams).await.expect("started")
+        }
+
+        /// Names in the bundle, descriptors of the monitor, and places for further sessions. This process's own
+        /// descriptors are not counted: other tests may run in it.
+        fn held(&mut self) -> (usize, usize, usize) {
+            let bundle = fs::read_dir(self.fixture.dir.path().join("c")).expect("a bundle").count();
+            let places = self.monitor.inner().expect("connected").sessions.available_permits();
+            (bundle, self.fixture.descriptors(), places)
+        }
+    }
+
+    /// As a file that blocks.
+    fn file(fd: Option<OwnedFd>) -> fs::File {
+        let fd = fd.expect("a stream that was asked for");
+        rustix::io::ioctl_fionbio(&fd, false).expect("made to block");
+        fd.into()
+    }
+
+    /// Until `text` has come.
+    fn read_until(terminal: &mut fs::File, text: &str) {
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(text) {
+            let mut byte = [0];
+            terminal.read_exact(&mut byte).unwrap_or_else(|error| {
+                panic!("{error} before {text:?} in {:?}", String::from_utf8_lossy(&said))
+            });
+            said.push(byte[0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_a_command_has_pipes_of_its_own_and_tells_its_exit_code() {
+        for runtime in runtimes() {
+            let node = Node::new(&runtime).await;
+            let session = node.exec("cat; echo err >&2; exit 7", PIPES).await;
+            let mut stdin = file(session.stdin);
+            stdin.write_all(b"typed").expect("written");
+            drop(stdin);
+            let (mut out, mut err) = (String::new(), String::new());
+            file(session.stdout).read_to_string(&mut out).expect("output");
+            file(session.stderr).read_to_string(&mut err).expect("errors");
+            assert_eq!((out.as_str(), err.as_str()), ("typed", "err\n"), "{}", runtime.display());
+            assert_eq!(session.process.wait().await.expect("an end").code, 7);
+            // Somebody who holds the pipes open is not waited for.
+            let session = node.exec("sleep 1000 & kill -9 $$", PIPES).await;
+            assert_eq!(session.process.wait().await.expect("an end").code, 137);
+            let process = process(&["no-such-program"], false).to_string();
+            match node.monitor.exec(&node.id, process, PIPES).await {
+                Err(MonitorError::RuntimeFailed { stage, message }) => {
+                    assert!(stage == "exec" && message.contains("no-such-program"), "{message}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_a_terminal_has_its_clients_size_and_hangs_up_with_it() {
+        for runtime in runtimes() {
+            let mut node = Node::new(&runtime).await;
+            let session = node.exec("read line; stty size; read line; exit 3", TERMINAL).await;
+            assert!(session.stdin.is_none() && session.stdout.is_none() && session.stderr.is_none());
+            let mut terminal = file(session.terminal);
+            pty::set_size(&terminal, 33, 111).expect("sized");
+            terminal.write_all(b"\n").expect("typed");
+            read_until(&mut terminal, "33 111");
+            terminal.write_all(b"\n").expect("typed");
+            assert_eq!(session.process.wait().await.expect("an end").code, 3, "{}", runtime.display());
+            // Not a shell: whether ^C ends one depends on when it comes.
+            let session = node.exec("exec cat", TERMINAL).await;
+            let mut terminal = file(session.terminal);
+            terminal.write_all(b"ping\n").expect("typed");
+            read_until(&mut terminal, "ping\r\nping");
+            terminal.write_all(b"\x03").expect("typed");
+            assert_eq!(session.process.wait().await.expect("an end").code, 130);
+            let session = node.exec("echo ready; sleep 1000", TERMINAL).await;
+            let mut terminal = file(session.terminal);
+            read_until(&mut terminal, "ready");
+            drop(terminal);
+            session.process.leave();
+            while !node.fixture.status().execs.is_empty() {}
+        }
+    }
+
+    #[tokio::test]
+    async fn privileged_many_commands_at_once_leave_nothing_behind() {
+        /// More would only take longer.
+        const ROUNDS: usize = 3;
+        const AT_ONCE: usize = 20;
+        for runtime in runtimes() {
+            let mut node = Node::new(&runtime).await;
+            node.exec("true", PIPES).await.process.wait().await.expect("an end");
+            let before = node.held();
+            for round in 0..ROUNDS {
+                let streams = if round % 2 == 0 { PIPES } else { TERMINAL };
+                let all = (0..AT_ONCE).map(async |number| {
+                    let session = node.exec(&format!("exit {number}"), streams).await;
+                    session.process.wait().await.expect("an end").code
+                });
+                let codes = futures_util::future::join_all(all).await;
+                assert_eq!(codes, (0..AT_ONCE as i32).collect::<Vec<_>>(), "{}", runtime.display());
+            }
+            assert_eq!(node.held(), before, "{}", runtime.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attach_ends_with_its_session_its_container_or_its_monitor() {
+        use crate::monitor::attach::AttachEnd;
+        const OUTPUT: Streams = Streams { stdin: false, stdout: true, stderr: true, terminal: false };
+        let mut fixture = Fixture::new(Namespaces::default());
+        fixture.create_with_input("c", "read line; echo out $line; echo err >&2; read line", true);
+        fixture.start("c");
+        let path = fixture.dir.path().join("socket");
+        let (monitor, _) = Monitor::connect(&path).await.expect("connected");
+        drop(monitor.attach("c", PIPES).await.expect("attached"));
+        // The first client that goes takes the input along; this container has read nothing and sees its end.
+        let missing = monitor.attach("x", OUTPUT).await;
+        assert!(matches!(missing, Err(MonitorError::NoSuchContainer { .. })), "{missing:?}");
+        while fixture.status().containers[0].exit.is_none() {
+            // Detaching is a task of its own.
+            tokio::task::yield_now().await;
+        }
+        fixture.create_with_input("d", "read line; echo out $line; echo err >&2; read line", true);
+        fixture.start("d");
+        let session = monitor.attach("d", PIPES).await.expect("attached");
+        let mut stdin = file(session.stdin);
+        stdin.write_all(b"typed\n").expect("written");
+        session.control.finish_stdin().await;
+        let (mut out, mut err) = (String::new(), String::new());
+        file(session.stdout).read_to_string(&mut out).expect("output");
+        file(session.stderr).read_to_string(&mut err).expect("errors");
+        assert_eq!((out.as_str(), err.as_str()), ("out typed\n", "err\n"));
+        assert_eq!(session.control.ended().await, AttachEnd::Exited);
+        assert!(session.control.resize(80, 24).await.is_err(), "there is no terminal");
+        fixture.run("e", "exec sleep 1000");
+        let session = monitor.attach("e", OUTPUT).await.expect("attached");
+        drop(fixture);
+        assert_ne!(session.control.ended().await, AttachEnd::Slow);
     }
 }

@@ -164,6 +164,15 @@ pub(crate) enum Request {
         columns: u16,
         rows: u16,
     },
+    Attach(Attach),
+    /// What is in the client's pipe for standard input is the last of it, whoever else holds the pipe open.
+    FinishStdin {
+        attach: String,
+    },
+    /// Ends an attach; one that has ended is fine.
+    Detach {
+        attach: String,
+    },
     /// Ends the monitor; refused while it has containers.
     Shutdown,
     /// A request of a newer daemon.
@@ -220,6 +229,19 @@ pub(crate) struct Exec {
     pub timeout_ms: u64,
     /// How long the runtime may take to start it.
     pub start_timeout_ms: u64,
+}
+
+/// Descriptors: the client's ends of the streams that are marked here, in this order: the reading end of a pipe for
+/// stdin, the writing ends of pipes for stdout and stderr. A container with a terminal writes to stdout alone.
+///
+/// The attach ends with the connection that it was asked for on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attach {
+    pub attach: String,
+    pub container: String,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
 }
 
 /// From the monitor.
@@ -287,7 +309,8 @@ pub(crate) struct Created {
     pub start_time: u64,
 }
 
-/// Pushed to every connection; what they say is also in [`Status`], for who was not there.
+/// Pushed to every connection; what they say is also in [`Status`], for who was not there. An end of an attach concerns
+/// its own connection alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event {
@@ -308,6 +331,23 @@ pub(crate) enum Event {
         signal: i32,
         timed_out: bool,
     },
+    AttachEnded {
+        attach: String,
+        end: AttachEnd,
+    },
+    #[serde(other)]
+    Unknown,
+}
+
+/// Why an attach is over that its client did not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AttachEnd {
+    /// The container has exited, and what it wrote before is in the client's pipes.
+    Exited,
+    /// The client took its output more slowly than the container made it, and its buffer was full.
+    Slow,
+    /// A reason of a newer monitor.
     #[serde(other)]
     Unknown,
 }
@@ -462,6 +502,18 @@ mod tests {
                 Request::ReopenLog { container: container(), name: "l".into() },
                 r#"{"op":"reopen_log","container":"c","name":"l"}"#,
             ),
+            (
+                Request::Attach(Attach {
+                    attach: "a".into(),
+                    container: container(),
+                    stdin: true,
+                    stdout: true,
+                    stderr: false,
+                }),
+                r#"{"op":"attach","attach":"a","container":"c","stdin":true,"stdout":true,"stderr":false}"#,
+            ),
+            (Request::FinishStdin { attach: "a".into() }, r#"{"op":"finish_stdin","attach":"a"}"#),
+            (Request::Detach { attach: "a".into() }, r#"{"op":"detach","attach":"a"}"#),
             (Request::Shutdown, r#"{"op":"shutdown"}"#),
         ] {
             assert_eq!(body(&ToMonitor { id: 7, request }), format!(r#"{{"id":7,"request":{text}}}"#));
@@ -486,6 +538,14 @@ mod tests {
                 }),
                 r#"{"event":{"event":"container_exited","id":"c","code":137,"signal":9,"oom_killed":true,"finished_at":8}}"#,
             ),
+            (
+                FromMonitor::Event(Event::AttachEnded { attach: "a".into(), end: AttachEnd::Exited }),
+                r#"{"event":{"event":"attach_ended","attach":"a","end":"exited"}}"#,
+            ),
+            (
+                FromMonitor::Event(Event::AttachEnded { attach: "a".into(), end: AttachEnd::Slow }),
+                r#"{"event":{"event":"attach_ended","attach":"a","end":"slow"}}"#,
+            ),
         ] {
             assert_eq!(body(&message), text);
             assert_eq!(serde_json::from_str::<FromMonitor>(text).unwrap(), message);
@@ -500,6 +560,10 @@ mod tests {
         assert_eq!(read(more), Request::Status { version: 1 });
         let event = serde_json::from_str::<FromMonitor>(r#"{"event":{"event":"sneezed"}}"#).unwrap();
         assert_eq!(event, FromMonitor::Event(Event::Unknown));
+        let event = r#"{"event":{"event":"attach_ended","attach":"a","end":"bored"}}"#;
+        let end = AttachEnd::Unknown;
+        let expected = FromMonitor::Event(Event::AttachEnded { attach: "a".into(), end });
+        assert_eq!(serde_json::from_str::<FromMonitor>(event).unwrap(), expected);
     }
 
     #[test]

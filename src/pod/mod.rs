@@ -306,6 +306,23 @@ impl Pods {
         .await
     }
 
+    /// The whole id of a pod whose ports can be reached now.
+    pub(crate) fn check_forward(&self, prefix: &str) -> Result<String, PodError> {
+        let pod = self.find(prefix)?;
+        pod.live().state.admit(Request::PortForward).map_err(|denied| PodError::Denied {
+            verb: "forward ports of",
+            id: pod.id().clone(),
+            denied,
+        })?;
+        Ok(pod.id().to_string())
+    }
+
+    /// Where the network namespace of a ready pod is; `None` is the host's.
+    pub(crate) fn network_namespace(&self, id: &str) -> Result<Option<PathBuf>, PodError> {
+        self.check_forward(id)?;
+        Ok(self.find(id)?.live().place.network_ns.clone())
+    }
+
     /// The handler that a request names; empty is the default one.
     fn handler(&self, wanted: &str) -> Result<Arc<Handler>, PodError> {
         let settings = &self.0.settings;

@@ -26,6 +26,7 @@ pub(crate) enum Request {
     Stop,
     Remove,
     Update,
+    PortForward,
 }
 
 /// The answer to an admissible request.
@@ -49,10 +50,11 @@ impl State {
     pub(crate) fn admit(self, request: Request) -> Result<Admission, Denied> {
         use Admission::{AlreadyDone, Proceed, StopFirst};
         match (request, self) {
-            (Request::CreateContainer | Request::Update, State::Ready) => Ok(Proceed),
-            (Request::CreateContainer | Request::Update, State::Stopping | State::Stopped) => {
-                Err(Denied::Stopped)
-            }
+            (Request::CreateContainer | Request::Update | Request::PortForward, State::Ready) => Ok(Proceed),
+            (
+                Request::CreateContainer | Request::Update | Request::PortForward,
+                State::Stopping | State::Stopped,
+            ) => Err(Denied::Stopped),
             (Request::Stop, State::Ready | State::Stopping) => Ok(Proceed),
             (Request::Stop, State::Stopped) => Ok(AlreadyDone),
             (Request::Remove, State::Ready | State::Stopping) => Ok(StopFirst),

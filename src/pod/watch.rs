@@ -24,8 +24,8 @@ impl Pods {
                         let containers = this.0.containers.clone();
                         tokio::spawn(async move { containers.on_exit(&container, ended).await });
                     }
-                    // The caller of the exec has it already.
-                    Event::ExecExited { .. } | Event::Unknown => {}
+                    // The caller of the exec or attach has it already.
+                    Event::ExecExited { .. } | Event::AttachEnded { .. } | Event::Unknown => {}
                 }
             }
             this.on_monitor_end(&pod).await;

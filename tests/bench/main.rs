@@ -4,6 +4,7 @@
 #[path = "../it/fixture/mod.rs"]
 #[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
 mod fixture;
+mod stream;
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ const LIVES_PER_TURN: usize = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Which figures to take: words on the command line (`make bench ONLY="life crowd"`), all of them if none is given.
-const PARTS: [(&str, fn()); 3] = [("life", handlers_life), ("mounts", mounts), ("crowd", crowd)];
+const PARTS: [(&str, fn()); 4] =
+    [("life", handlers_life), ("mounts", mounts), ("crowd", crowd), ("stream", stream::streams)];
 
 fn main() {
     // Cargo adds options of its own, as `--bench`.

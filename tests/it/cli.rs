@@ -19,7 +19,7 @@ fn brig() -> Command {
 }
 
 /// `brig` that talks to the node's daemon and keeps logs in its directory.
-fn brig_on(node: &Node) -> Command {
+pub(crate) fn brig_on(node: &Node) -> Command {
     let mut command = brig();
     command
         .env("BRIG_ADDRESS", format!("unix://{}", node.run_dir().join("brig.sock").display()))

@@ -15,5 +15,6 @@ mod rpcs;
 mod sandbox;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod security;
+mod stream;
 mod tidy;
 mod wire;

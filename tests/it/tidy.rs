@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `lib.rs` from the outermost to the innermost. A module may name those after it, and of those before
 /// it only what lies in a `spec` file: a parsed request is a value that is handed down.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "cli",
     "daemon",
     "cri",
+    "stream",
     "pod",
     "container",
     "image",

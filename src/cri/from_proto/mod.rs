@@ -19,6 +19,9 @@ use crate::sys::sysctl::SysctlError;
 
 pub(crate) use resources::resources;
 
+use crate::container::exec::{ExecOptions, Streams};
+use crate::proto::v1::{AttachRequest, ExecRequest};
+
 /// Why a request is refused before anything has happened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadRequest {
@@ -90,6 +93,8 @@ const PATH_BYTES_MAX: usize = 4095;
 const ARG_BYTES_MAX: usize = 128 * 1024 - 1;
 /// The highest id: 4294967295 is "no change" to setuid(2) and chown(2).
 const ID_MAX: i64 = u32::MAX as i64 - 1;
+/// Ports of one PortForward; each takes two of the 256 channels that a WebSocket client can name.
+const PORTS_MAX: usize = 127;
 
 /// Text without NUL.
 fn text(field: impl Display, value: String, bytes_max: usize) -> Result<String, BadRequest> {
@@ -266,6 +271,30 @@ pub(crate) fn exec_sync(
     Ok((command("cmd", cmd)?, (timeout_s > 0).then(|| grace(timeout_s))))
 }
 
+/// What Exec asks for. Which streams go together is the container's to say.
+pub(crate) fn exec(request: ExecRequest) -> Result<ExecOptions, BadRequest> {
+    let ExecRequest { container_id: _, cmd, tty: terminal, stdin, stdout, stderr } = request;
+    Ok(ExecOptions { command: command("cmd", cmd)?, streams: Streams { stdin, stdout, stderr, terminal } })
+}
+
+/// Which streams Attach asks for.
+pub(crate) fn attach(request: &AttachRequest) -> Streams {
+    let AttachRequest { container_id: _, stdin, tty: terminal, stdout, stderr } = *request;
+    Streams { stdin, stdout, stderr, terminal }
+}
+
+/// The ports of PortForward, which may be none: SPDY clients name them later.
+pub(crate) fn ports(ports: &[i32]) -> Result<Vec<u16>, BadRequest> {
+    let port = |(i, port): (usize, &i32)| {
+        // In range, so it fits.
+        ranged(format_args!("port[{i}]"), i64::from(*port), 1, i64::from(u16::MAX)).map(|port| port as u16)
+    };
+    if ports.len() > PORTS_MAX {
+        return Err(BadRequest::TooMany { field: "port".into(), count: ports.len(), count_max: PORTS_MAX });
+    }
+    ports.iter().enumerate().map(port).collect()
+}
+
 /// A command to run: at least one word.
 pub(crate) fn command(field: &'static str, words: Vec<String>) -> Result<Vec<String>, BadRequest> {
     if words.first().is_none_or(String::is_empty) {
@@ -363,6 +392,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_port_is_from_1_to_65535() {
+        assert_eq!(ports(&[]), Ok(vec![]));
+        assert_eq!(ports(&[1, 65535]), Ok(vec![1, 65535]));
+        for wrong in [0, -1, 65536] {
+            let refused = ports(&[80, wrong]).unwrap_err().to_string();
+            assert_eq!(refused, format!("port[1] is {wrong}: must be 1 to 65535"));
+        }
+        assert!(matches!(ports(&[1; 128]), Err(BadRequest::TooMany { count: 128, .. })));
     }
 
     #[test]

@@ -201,8 +201,15 @@ tables! {
 
     /// Exec, attach and port-forward, which the API server streams over HTTP through the kubelet.
     struct Stream {
-        /// Not served by this version yet. Where streams are served. The kubelet connects from the same machine; port 0 lets the kernel choose.
+        /// Where streams are served. The kubelet connects from the same machine; port 0 lets the kernel choose.
         listen: SocketAddr = "\"127.0.0.1:0\"", "IP:PORT";
+        /// The server's certificate, PEM. Needed with tls_key when the address can be reached from other machines:
+        /// without TLS everyone on the way reads along. The files are read again when they change.
+        tls_cert: Option<PathBuf> = "\"\"", "absolute path, or empty";
+        /// The private key of tls_cert, PEM.
+        tls_key: Option<PathBuf> = "\"\"", "absolute path, or empty";
+        /// Authorities that clients must have a certificate of, PEM. Empty lets in whoever has a URL.
+        tls_client_ca: Option<PathBuf> = "\"\"", "absolute path, or empty";
         /// A stream on which nothing moves for so long is closed. The kubelet's own default.
         idle_timeout: Duration = "\"4h\"", "duration", "\"1s\"" to "\"168h\"";
     }

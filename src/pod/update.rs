@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::state::Request;
-use super::{PodError, Pods};
+use super::{PodError, Pods, cgroup};
 use crate::container::bundle;
 use crate::container::spec::Resources;
-use crate::sys::cgroup::{Cgroup, Hierarchy};
 use crate::task::blocking;
 
 impl Pods {
@@ -26,13 +25,13 @@ impl Pods {
         pod.live().state.admit(Request::Update).map_err(denied)?;
         let Some(change) = resources else { return Ok(()) };
         let merged = pod.live().resources.unwrap_or_default().merged(change);
-        if let Some(own) = pod.live().place.own_cgroup() {
+        let place = pod.live().place;
+        if place.own_cgroup().is_some() {
             let limits = bundle::resources(&merged).map_err(|source| PodError::BadResources {
                 id: pod.id().clone(),
                 source: Arc::new(source),
             })?;
-            let applied =
-                blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
+            let applied = blocking(move || cgroup::limit(&place, &limits)).await;
             applied
                 .map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
         }

@@ -14,3 +14,4 @@ pub(crate) mod pty;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+pub(crate) mod systemd;

@@ -39,7 +39,8 @@ use rustix::process::{Pid, Signal};
 
 #[cfg(test)]
 pub(crate) use apply::Warning;
-pub(crate) use path::{CgroupPath, PathError};
+pub(crate) use apply::weight_from_shares;
+pub(crate) use path::{CgroupPath, DEFAULT_SLICE, PathError};
 pub(crate) use stats::DeviceIo;
 #[cfg(any(feature = "daemon", test))]
 pub(crate) use stats::{PressureLine, Psi};
@@ -324,6 +325,11 @@ impl Cgroup {
             return Err(CgroupError::Missing { path: Path::new("/").join(path.as_path()) });
         }
         Ok(cgroup)
+    }
+
+    /// One that somebody else makes, now or later. Until then it has no directory, and reading from it finds nothing.
+    pub(crate) fn named(hierarchy: &Hierarchy, path: &CgroupPath) -> Self {
+        Self { hierarchy: hierarchy.clone(), path: path.clone() }
     }
 
     #[cfg(test)]

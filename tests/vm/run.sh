@@ -157,7 +157,7 @@ TMPDIR=$run timeout --kill-after=10 "${LIMIT:-3600}" qemu-system-x86_64 \
     -drive "file=$run/payload.ext4,format=raw,if=virtio,readonly=on" \
     -serial "file:$cache/$flavour.console" -serial "file:$run/tests" </dev/null 2>"$run/qemu" &
 machine=$!
-tail --pid="$machine" -n +1 -f "$run/tests" | tr -d '\r'
+tail --pid="$machine" -n +1 -f "$run/tests" | sed -u 's|\r||'
 code=0
 wait "$machine" || code=$?
 machine=

@@ -55,6 +55,12 @@ echo "vm: Linux $($b uname -r), controllers $($b cat /sys/fs/cgroup/cgroup.contr
 done
 echo "vm: $($b wc -l <"$logs/chosen") tests"
 $b xargs -r -P "$JOBS" -n 1 /brig/guest.sh one <"$logs/chosen"
+if [ "$FLAVOUR" = systemd ]; then
+    if said=$(/brig/service.sh 2>&1); then echo "PASS          the service"; else
+        echo "FAIL          the service"
+        echo "$said" | $b sed "s/^/    /" | $b tee -a "$logs/failed"
+    fi
+fi
 left=$(leftovers)
 failed=$($b wc -l <"$logs/failed")
 echo "vm: $failed of $($b wc -l <"$logs/chosen") tests failed"

@@ -113,7 +113,7 @@ payload() { # FILE
     for name in brigd brig brig-monitor brig-sandbox; do strip -S -o "$tree/bin/$name" "target/test-bin/$name"; done
     strip -S -o "$tree/it" "$it"
     cp "$here/guest.sh" "$tree/" && chmod 0755 "$tree/guest.sh"
-    cp "$here/skip.txt" "$tree/"
+    cp "$here/service.sh" "$here/skip.txt" deploy/systemd/brig.service "$tree/"
     printf 'FLAVOUR=%q\nWORDS=%q\nJOBS=%q\n' "$flavour" "$words" "${JOBS:-2}" >"$tree/settings"
     disk "$tree" "$1" "$(($(du -sm "$tree" | cut -f1) * 5 / 4 + 32))M"
 }

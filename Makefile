@@ -4,7 +4,7 @@
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 DIST := target/dist
 
-.PHONY: setup build test demo bench install uninstall clean
+.PHONY: setup build test test-vm demo bench install uninstall clean
 
 setup:
 	@deploy/setup.sh
@@ -20,6 +20,10 @@ build: setup
 
 test: setup
 	@tests/run.sh
+
+# The integration tests on cgroup v2 and under systemd, each in an emulated machine. ONLY=systemd takes one of the two.
+test-vm:
+	@for flavour in $(or $(ONLY),cgroup-v2 systemd); do tests/vm/run.sh $$flavour "$(FILTER)" || exit 1; done
 
 # IMAGE=name pulls from a registry; without it the machine's own busybox becomes an image.
 demo: build

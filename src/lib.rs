@@ -56,6 +56,10 @@
 //!   one place.
 //! - nftables is spoken over netlink by a small writer of ours: calling `nft` would cost more than all the rest of a pod's
 //!   network, and the crates for it lack the typed maps that host ports need.
+//! - Where systemd runs on cgroup v2 it makes the cgroups: two writers in one tree put each other's limits back. It is
+//!   asked over D-Bus by a small client of ours (`sys/systemd`): five calls, one signal and a dozen types are some three
+//!   hundred lines, and the published clients bring an async runtime or a whole object model into the sandbox. On v1
+//!   there is no systemd driver: a device rule by number cannot be said to it there without opening more.
 //! - An event says what happened to whom; the edge adds statuses when it delivers it. A bus that carried statuses would
 //!   have to know the modules above it.
 //! - The feature `daemon` is the line between the daemon and the two helpers: without it nothing of tokio, tonic or prost

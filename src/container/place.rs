@@ -27,6 +27,9 @@ pub(crate) struct PodPlace {
     pub user_ns: Option<PathBuf>,
     /// As the kubelet gave it; may be empty.
     pub cgroup_parent: String,
+    /// A pod without a cgroup of the kubelet's gets a slice and not a directory of its own.
+    #[serde(default)]
+    pub systemd_cgroup: bool,
     pub privileged: bool,
     /// For containers that do not say otherwise.
     #[serde(default)]
@@ -72,9 +75,10 @@ impl PodPlace {
 
     /// The cgroup that the pod's containers are below: the kubelet's, or one of the pod's own.
     pub(crate) fn parent(&self) -> String {
-        match self.cgroup_parent.as_str() {
-            "" => format!("/brig/{}", self.id),
-            parent => parent.to_owned(),
+        match (self.cgroup_parent.as_str(), self.own_slice()) {
+            ("", Some(slice)) => slice,
+            ("", None) => format!("/brig/{}", self.id),
+            (parent, _) => parent.to_owned(),
         }
     }
 
@@ -99,5 +103,10 @@ impl PodPlace {
     /// As [`PodPlace::cgroup`] if it is ours to limit and remove and not the kubelet's.
     pub(crate) fn own_cgroup(&self) -> Option<CgroupPath> {
         if self.cgroup_parent.is_empty() { self.cgroup().ok() } else { None }
+    }
+
+    /// The systemd unit of [`PodPlace::own_cgroup`], where systemd makes cgroups. It lies in `brig.slice`.
+    pub(crate) fn own_slice(&self) -> Option<String> {
+        (self.cgroup_parent.is_empty() && self.systemd_cgroup).then(|| format!("brig-{}.slice", self.id))
     }
 }

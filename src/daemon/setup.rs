@@ -26,6 +26,8 @@ use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::pod::{self, Pods};
 use crate::records::{Records, RecordsError, Rows};
 use crate::stream;
+use crate::sys::cgroup::{Hierarchy, Mode};
+use crate::sys::systemd;
 use crate::task::blocking;
 
 /// Everything the daemon is made of.
@@ -40,6 +42,7 @@ pub(super) struct Node {
     pub bus: Bus,
     /// What the daemon counts about itself.
     pub own: Own,
+    systemd_cgroups: bool,
     /// Held until the process ends, so two daemons never share a directory.
     _locks: [File; 2],
 }
@@ -72,6 +75,10 @@ pub(crate) enum SetupError {
     },
     #[error("cannot set the network up")]
     Network(#[source] NetworkError),
+    #[error(
+        "runtime.cgroup_driver is systemd, but systemd is not this machine's first process; set it to cgroupfs"
+    )]
+    NoSystemd,
     #[error("cannot make a small mount namespace for monitors")]
     Mounts(#[source] io::Error),
 }
@@ -109,6 +116,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
     let opened = |source: RecordsError| SetupError::Records { path: run.join("records"), source };
     let pod_records = Rows::open(&records).map_err(opened)?;
     let container_records = Rows::open(&records).map_err(opened)?;
+    let systemd_cgroups = systemd_cgroups(&config)?;
     let bin = binaries();
     let monitor = sibling(&bin, "brig-monitor")?;
     sibling(&bin, config::BUNDLED_BINARY)?;
@@ -167,7 +175,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         pod::Settings {
             run: run.clone(),
             monitor,
-            handlers: handlers(&config, &bin).await,
+            handlers: handlers(&config, &bin, systemd_cgroups).await,
             default_handler: config.runtime.default_handler.clone(),
             small_mounts: Some(Arc::new(small_mounts)),
             shm_size: config.runtime.shm_size,
@@ -183,6 +191,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         container_records,
         bus,
         own,
+        systemd_cgroups,
         _locks: locks,
     })
 }
@@ -211,7 +220,7 @@ impl Node {
             about: About {
                 root: self.config.server.root.clone(),
                 run: self.config.server.run.clone(),
-                systemd_cgroups: self.config.runtime.cgroup_driver == CgroupDriver::Systemd,
+                systemd_cgroups: self.systemd_cgroups,
                 toml: self.config.to_toml(),
             },
             pods: self.pods.clone(),
@@ -236,6 +245,19 @@ impl Node {
     }
 }
 
+/// Whether systemd makes the cgroups. `auto` chooses as systemd's developers ask for: who is not told otherwise leaves the
+/// v2 tree to systemd where it runs (systemd, CGROUP_DELEGATION). On v1 both can write without harm.
+fn systemd_cgroups(config: &Config) -> Result<bool, SetupError> {
+    match config.runtime.cgroup_driver {
+        CgroupDriver::Cgroupfs => Ok(false),
+        CgroupDriver::Systemd if !systemd::is_running() => Err(SetupError::NoSystemd),
+        CgroupDriver::Systemd => Ok(true),
+        CgroupDriver::Auto => {
+            Ok(systemd::is_running() && Hierarchy::of_host().is_ok_and(|found| found.mode() == Mode::V2))
+        }
+    }
+}
+
 /// `runtime.default_ulimits` as the OCI has it.
 fn rlimits(config: &Config) -> Vec<PosixRlimit> {
     let limit = |limit: &config::Ulimit| {
@@ -251,7 +273,7 @@ fn rlimits(config: &Config) -> Vec<PosixRlimit> {
 }
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.
-async fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> {
+async fn handlers(config: &Config, bin: &Path, systemd_cgroups: bool) -> HashMap<String, Arc<Handler>> {
     let resolve = |name: &str, handler: &config::Handler| {
         let path = match &handler.path {
             Program::Default => bin.join(config::BUNDLED_BINARY),
@@ -264,7 +286,7 @@ async fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> 
             root: handler.root.clone().unwrap_or_else(|| config.server.run.join("runtimes").join(name)),
             options: handler.options.clone(),
             allowed_annotations: handler.allowed_annotations.clone(),
-            systemd_cgroup: handler.systemd_cgroup && config.runtime.cgroup_driver == CgroupDriver::Systemd,
+            systemd_cgroup: handler.systemd_cgroup && systemd_cgroups,
             features: if bundled { features::of_bundled() } else { Features::default() },
             bundled,
             path,

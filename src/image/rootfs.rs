@@ -323,8 +323,9 @@ impl Overlay<'_> {
     /// `scratch` is a folder that the fallback for old kernels may mount in for a moment.
     fn mount(&self, scratch: &Path) -> CallResult<OwnedFd> {
         match self.mount_by_fsconfig() {
-            // Before Linux 6.7 (b36a5780cb44) overlayfs does not know `lowerdir+`.
-            Err(("fsconfig lowerdir+", Errno::INVAL)) => self.mount_by_path(scratch),
+            // Before Linux 6.7 (b36a5780cb44) overlayfs does not know `lowerdir+`. Before 6.5 it has no parameters of
+            // its own: fsconfig collects any, within a page, and the last step finds the unknown one.
+            Err((_, Errno::INVAL)) => self.mount_by_path(scratch),
             other => other,
         }
     }

@@ -43,6 +43,8 @@ pub(super) fn next() -> Option<(i32, End)> {
 pub(super) struct OomWatch {
     file: PathBuf,
     before: u64,
+    /// The same of the cgroup above, on v2, where a count holds for all below it and outlives them.
+    above: Option<(PathBuf, u64)>,
 }
 
 impl OomWatch {
@@ -51,15 +53,23 @@ impl OomWatch {
         let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let file = counter_file(&table)?;
         let before = oom_kills(&file)?;
-        Some(Self { file, before })
+        let above = file.parent().and_then(Path::parent).map(|dir| dir.join("memory.events"));
+        let above = above.and_then(|file| oom_kills(&file).map(|before| (file, before)));
+        Some(Self { file, before, above })
     }
 
     /// Whether a process that ended like this was ended by the OOM killer. Asked before the cgroup is removed.
     ///
     /// Of a shell whose last child was killed the exit code is 137 too; one that goes on after it is not "OOM killed".
+    ///
+    /// The kernel counts before it sends the signal (mm/oom_kill.c), so the count is there when the end is seen. But systemd
+    /// removes a scope as soon as it is empty, which may be before we look. Then the count above decides, which is the pod's:
+    /// it is wrong only where the container was killed by somebody else after the OOM killer had been at a neighbour.
     pub(super) fn killed(&self, end: End) -> bool {
         const SIGKILL: i32 = 128 + 9;
-        end.code == SIGKILL && oom_kills(&self.file).is_some_and(|now| now > self.before)
+        let rose = |file: &Path, before: u64| oom_kills(file).map(|now| now > before);
+        let above = || self.above.as_ref().and_then(|(file, before)| rose(file, *before));
+        end.code == SIGKILL && rose(&self.file, self.before).or_else(above).unwrap_or(false)
     }
 }
 
@@ -150,6 +160,28 @@ mod tests {
         ] {
             assert_eq!(counter_file(table), file.map(PathBuf::from), "{table}");
         }
+    }
+
+    #[test]
+    fn a_scope_that_is_gone_already_is_judged_by_the_count_above_it() {
+        let pod = tempfile::tempdir().unwrap();
+        let scope = pod.path().join("c.scope");
+        fs::create_dir(&scope).unwrap();
+        let count = |dir: &Path, kills: u32| {
+            fs::write(dir.join("memory.events"), format!("oom 9\noom_kill {kills}\noom_group_kill 0\n"))
+                .unwrap();
+        };
+        count(pod.path(), 5);
+        count(&scope, 0);
+        let above = Some((pod.path().join("memory.events"), 5));
+        let watch = OomWatch { file: scope.join("memory.events"), before: 0, above };
+        let (killed, failed) = (End { code: 137, signal: 9 }, End { code: 1, signal: 0 });
+        assert!(!watch.killed(killed));
+        count(pod.path(), 6);
+        assert!(!watch.killed(killed), "a neighbour's, as long as the own count can be read");
+        fs::remove_dir_all(&scope).unwrap();
+        assert!(watch.killed(killed));
+        assert!(!watch.killed(failed));
     }
 
     #[test]

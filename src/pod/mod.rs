@@ -17,6 +17,7 @@
 //! `creating` lets CreateContainer go on side by side but never beside a stop.
 
 mod adopt;
+mod cgroup;
 mod metrics;
 pub(crate) mod record;
 mod remove;
@@ -180,7 +181,7 @@ pub(crate) enum PodError {
     Resources {
         id: PodId,
         #[source]
-        source: Arc<crate::sys::cgroup::CgroupError>,
+        source: Arc<cgroup::OwnCgroupError>,
     },
 }
 

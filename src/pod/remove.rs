@@ -5,8 +5,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::state::{Admission, Request};
-use super::{PodError, Pods};
-use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
+use super::{PodError, Pods, cgroup};
 use crate::task::{blocking, detached};
 
 impl Pods {
@@ -31,30 +30,14 @@ impl Pods {
             let containers = this.0.containers.of_pod(pod.id());
             let removed = join_all(containers.iter().map(|c| this.0.containers.remove_container(c))).await;
             removed.into_iter().collect::<Result<Vec<_>, _>>()?;
-            if let Some(path) = pod.live().place.own_cgroup() {
-                blocking(move || remove_cgroup(&path)).await.map_err(|source| PodError::Resources {
-                    id: pod.id().clone(),
-                    source: Arc::new(source),
-                })?;
-            }
+            let place = pod.live().place;
+            blocking(move || cgroup::remove(&place))
+                .await
+                .map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
             this.forget(pod.id()).await?;
             this.retract(&pod);
             Ok(())
         })
         .await
-    }
-}
-
-/// Removes the pod's own cgroup, with what is left below it; one that was never made is fine.
-fn remove_cgroup(path: &CgroupPath) -> Result<(), CgroupError> {
-    match Cgroup::open(&Hierarchy::of_host()?, path) {
-        Ok(cgroup) => {
-            cgroup.remove()?;
-            // The folder of all such cgroups, when this was the last.
-            cgroup.remove_empty_parents();
-            Ok(())
-        }
-        Err(CgroupError::Missing { .. }) => Ok(()),
-        Err(error) => Err(error),
     }
 }

@@ -188,6 +188,7 @@ impl Intended {
             pid_ns: ready.pid_ns.clone(),
             user_ns: ready.user.clone(),
             cgroup_parent: spec.cgroup_parent.clone(),
+            systemd_cgroup: self.handler.systemd_cgroup,
             privileged: spec.security.privileged,
             selinux: spec.security.selinux.clone(),
             annotations: spec.annotations.clone(),

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::state::Request;
-use super::{PodError, Pods};
+use super::{PodError, Pods, cgroup};
 use crate::container::bundle;
 use crate::container::spec::Resources;
-use crate::sys::cgroup::{Cgroup, Hierarchy};
 use crate::task::blocking;
 
 impl Pods {
@@ -30,7 +29,7 @@ impl Pods {
             None => known,
         };
         let (overhead, resources) = (merge(live.overhead, overhead), merge(live.resources, resources));
-        if let (Some(own), Some(containers)) = (live.place.own_cgroup(), &resources) {
+        if let (Some(_), Some(containers)) = (live.place.own_cgroup(), &resources) {
             // The pod's cgroup holds both, as the kubelet's would.
             let whole = match &overhead {
                 Some(overhead) => with_overhead(containers, overhead),
@@ -40,8 +39,8 @@ impl Pods {
                 id: pod.id().clone(),
                 source: Arc::new(source),
             })?;
-            let applied =
-                blocking(move || Cgroup::create(&Hierarchy::of_host()?, &own)?.apply(&limits)).await;
+            let place = live.place;
+            let applied = blocking(move || cgroup::limit(&place, &limits)).await;
             applied
                 .map_err(|source| PodError::Resources { id: pod.id().clone(), source: Arc::new(source) })?;
         }

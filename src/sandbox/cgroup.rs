@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::sys::cgroup::{CgroupPath, PathError};
+use crate::sys::cgroup::{CgroupPath, DEFAULT_SLICE, PathError};
 
 /// Who makes cgroups (`--cgroup-manager`, `--systemd-cgroup`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,7 +13,7 @@ pub(crate) enum Manager {
     /// We do, by mkdir.
     #[default]
     Cgroupfs,
-    /// The path is in systemd's form and means where systemd would put it. We still make it by mkdir.
+    /// systemd does, as a transient scope; the path is in its form.
     Systemd,
     /// Nobody: the container stays in the caller's cgroup.
     Disabled,
@@ -42,6 +42,21 @@ impl FromStr for Manager {
     }
 }
 
+/// A chosen cgroup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub(crate) path: CgroupPath,
+    /// Whom systemd makes it for; `None` where we do.
+    pub(crate) unit: Option<Unit>,
+}
+
+/// A container's unit: a scope, or a slice where the path says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unit {
+    pub(crate) name: String,
+    pub(crate) slice: String,
+}
+
 /// The cgroup of container `id`; `None` when it gets none of its own.
 ///
 /// Without a path it is `/brig/<id>` (`system.slice` for systemd). A path of the form `slice:prefix:name` is understood
@@ -50,19 +65,28 @@ pub(crate) fn choose(
     cgroups_path: Option<&Path>,
     manager: Manager,
     id: &str,
-) -> Result<Option<CgroupPath>, CgroupsPathError> {
+) -> Result<Option<Chosen>, CgroupsPathError> {
     let given = cgroups_path.filter(|path| !path.as_os_str().is_empty());
-    let path = match (manager, given) {
+    let parts = match (manager, given) {
         (Manager::Disabled, _) => return Ok(None),
-        (Manager::Cgroupfs, None) => CgroupPath::new(&Path::new("/brig").join(id))?,
-        (Manager::Systemd, None) => CgroupPath::from_systemd("", "brig", id)?,
+        (Manager::Cgroupfs, None) => {
+            let path = CgroupPath::new(&Path::new("/brig").join(id))?;
+            return Ok(Some(Chosen { path, unit: None }));
+        }
+        (Manager::Systemd, None) => ["", "brig", id],
         (_, Some(path)) => match systemd_parts(path) {
-            Some([slice, prefix, name]) => CgroupPath::from_systemd(slice, prefix, name)?,
+            Some(parts) => parts,
             None if manager == Manager::Systemd => return Err(CgroupsPathError::NotSystemd(path.to_owned())),
-            None => CgroupPath::new(path)?,
+            None => return Ok(Some(Chosen { path: CgroupPath::new(path)?, unit: None })),
         },
     };
-    Ok(Some(path))
+    let [slice, prefix, name] = parts;
+    let path = CgroupPath::from_systemd(slice, prefix, name)?;
+    let unit = (manager == Manager::Systemd).then(|| Unit {
+        name: path.name(),
+        slice: if slice.is_empty() { DEFAULT_SLICE } else { slice }.to_owned(),
+    });
+    Ok(Some(Chosen { path, unit }))
 }
 
 fn systemd_parts(path: &Path) -> Option<[&str; 3]> {
@@ -96,9 +120,20 @@ mod tests {
             (Some("/a/../b"), Manager::Cgroupfs, Err("read linux.cgroupsPath")),
         ] {
             let got = choose(path.map(Path::new), manager, "c1");
-            let got = got.map(|path| path.map(|path| path.to_string())).map_err(|err| err.to_string());
+            let got =
+                got.map(|chosen| chosen.map(|chosen| chosen.path.to_string())).map_err(|err| err.to_string());
             let expected = expected.map(|path| path.map(str::to_owned)).map_err(str::to_owned);
             assert_eq!(got, expected, "{path:?} {manager:?}");
         }
+    }
+
+    #[test]
+    fn a_unit_is_named_only_where_systemd_makes_it() {
+        let unit =
+            |path: Option<&str>, manager| choose(path.map(Path::new), manager, "c1").unwrap().unwrap().unit;
+        let expected = |name: &str, slice: &str| Some(Unit { name: name.into(), slice: slice.into() });
+        assert_eq!(unit(None, Manager::Systemd), expected("brig-c1.scope", "system.slice"));
+        assert_eq!(unit(Some("a-b.slice:brig:c1"), Manager::Systemd), expected("brig-c1.scope", "a-b.slice"));
+        assert_eq!(unit(Some("a-b.slice:brig:c1"), Manager::Cgroupfs), None);
     }
 }

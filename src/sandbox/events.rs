@@ -23,13 +23,13 @@ pub(super) fn events(root: &Path, id: &str, once: bool, interval: Duration) -> R
         return Ok(());
     }
     let init = container.init()?;
-    let mut oom_kills = group.0.oom_kills().unwrap_or(0);
+    let mut oom_kills = group.cgroup.oom_kills().unwrap_or(0);
     loop {
         let mut wait = [PollFd::new(&init, PollFlags::IN)];
         let timeout = interval.try_into().ok();
         let ended = rustix::io::retry_on_intr(|| poll(&mut wait, timeout.as_ref()))
             .attempt(|| "wait for the container".to_owned())?;
-        let now = group.0.oom_kills().unwrap_or(oom_kills);
+        let now = group.cgroup.oom_kills().unwrap_or(oom_kills);
         if now > oom_kills {
             oom_kills = now;
             print(id, "oom", &None);
@@ -51,7 +51,7 @@ fn print(id: &str, kind: &str, data: &Option<Value>) {
 
 /// The document of runc's `events --stats`; a missing controller leaves its part out.
 fn stats(group: &Group) -> Result<Value, Error> {
-    let stats = group.0.stats().map_err(|error| Error::Cgroup(Box::new(error)))?;
+    let stats = group.cgroup.stats().map_err(|error| Error::Cgroup(Box::new(error)))?;
     let mut data = json!({});
     if let Some(cpu) = stats.cpu {
         data["cpu"] = json!({

@@ -15,3 +15,4 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod sysctl;
+pub(crate) mod systemd;

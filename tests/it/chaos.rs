@@ -94,5 +94,5 @@ fn survivors_are_usable(node: &Node, round: u32) {
         node.call(node.runtime.clone().remove_pod_sandbox(request)).expect("a survivor can be removed");
     }
     let list = node.call(node.runtime.clone().list_containers(ListContainersRequest::default()));
-    assert_eq!(list.expect("ListContainers").into_inner().containers, [], "within {PATIENCE:?}");
+    assert_eq!(list.expect("ListContainers").into_inner().containers, [], "within {:?}", *PATIENCE);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use brig::proto::v1::*;
 
-use crate::fixture::node::{Node, Options, eventually, handlers};
+use crate::fixture::node::{Node, Options, eventually, handlers, systemd_cgroups};
 
 /// Runs `test` on a node per handler.
 fn on_every_handler(test: impl Fn(&Node)) {
@@ -536,7 +536,11 @@ fn privileged_the_run_directory_may_vanish_as_in_a_reboot() {
     node.stop_pod(&pod);
     node.kill_brigd();
     std::fs::remove_dir_all(node.run_dir()).expect("the run directory");
-    // So do its cgroups, in every hierarchy.
+    // So do its cgroups, in every hierarchy, and systemd's units.
+    if systemd_cgroups() {
+        let stop = ["stop", &format!("brig-{pod}.slice")].map(str::to_owned);
+        std::process::Command::new("systemctl").args(stop).status().expect("systemctl(1) runs");
+    }
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
         let _ = std::fs::remove_dir(hierarchy.path().join("brig").join(&pod));
     }

@@ -3,7 +3,7 @@
 
 use brig::proto::v1::*;
 
-use crate::fixture::node::{Node, Options, eventually, handlers};
+use crate::fixture::node::{Node, Options, eventually, handlers, systemd_cgroups};
 
 #[test]
 fn privileged_stream_lists_hold_what_the_plain_lists_hold_and_end() {
@@ -94,7 +94,8 @@ fn privileged_the_runtime_says_what_it_is_and_takes_its_configuration() {
     assert!(std::path::Path::new(info["stateDir"].as_str().expect("a path")).is_dir());
     let answer =
         node.call(node.runtime.clone().runtime_config(RuntimeConfigRequest {})).expect("RuntimeConfig");
-    assert_eq!(answer.into_inner().linux.expect("linux").cgroup_driver(), CgroupDriver::Cgroupfs);
+    let driver = if systemd_cgroups() { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
+    assert_eq!(answer.into_inner().linux.expect("linux").cgroup_driver(), driver);
     let network_config = Some(NetworkConfig { pod_cidr: "10.77.5.0/24".into() });
     let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
     node.call(node.runtime.clone().update_runtime_config(request)).expect("UpdateRuntimeConfig");
@@ -126,7 +127,8 @@ fn privileged_the_limits_of_a_whole_pod_can_be_changed() {
         ..Default::default()
     };
     node.call(node.runtime.clone().update_pod_sandbox_resources(request)).expect("UpdatePodSandboxResources");
-    let limits = ["memory/brig/{}/memory.limit_in_bytes", "brig/{}/memory.max"];
+    let limits =
+        ["memory/brig/{}/memory.limit_in_bytes", "brig/{}/memory.max", "brig.slice/brig-{}.slice/memory.max"];
     let limit = || {
         let read = limits.iter().find_map(|path| {
             std::fs::read_to_string(format!("/sys/fs/cgroup/{}", path.replace("{}", &pod))).ok()

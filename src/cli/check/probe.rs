@@ -232,19 +232,21 @@ fn overlayfs() -> io::Result<String> {
     for dir in ["/tmp/a", "/tmp/b", "/tmp/upper", "/tmp/work"] {
         fs::create_dir(dir)?;
     }
-    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let one_by_one = fsconfig_set_string(&overlay, "lowerdir+", "/tmp/a")
-        .and_then(|()| fsconfig_set_string(&overlay, "lowerdir+", "/tmp/b"))
-        .is_ok();
-    if !one_by_one {
-        fsconfig_set_string(&overlay, "lowerdir", "/tmp/a:/tmp/b")?;
+    let try_with = |lower: &[(&str, &str)]| -> io::Result<()> {
+        let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, value) in lower.iter().chain(&[("upperdir", "/tmp/upper"), ("workdir", "/tmp/work")]) {
+            fsconfig_set_string(&overlay, *key, *value)?;
+        }
+        fsconfig_create(&overlay)?;
+        fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        Ok(())
+    };
+    // Before Linux 6.5 an unknown key is taken at first and refused at the end.
+    if try_with(&[("lowerdir+", "/tmp/a"), ("lowerdir+", "/tmp/b")]).is_ok() {
+        return Ok("works, any number of layers".to_owned());
     }
-    fsconfig_set_string(&overlay, "upperdir", "/tmp/upper")?;
-    fsconfig_set_string(&overlay, "workdir", "/tmp/work")?;
-    fsconfig_create(&overlay)?;
-    fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    Ok(if one_by_one { "works, any number of layers" } else { "works, limited by the length of the paths" }
-        .to_owned())
+    try_with(&[("lowerdir", "/tmp/a:/tmp/b")])?;
+    Ok("works, limited by the length of the paths".to_owned())
 }
 
 /// Makes a link in a network namespace of our own.

@@ -104,8 +104,8 @@ tables! {
     struct Runtime {
         /// The handler of a pod that names none.
         default_handler: String = "\"brig\"", "name of a [handlers.NAME] table";
-        /// Who makes cgroups. The kubelet asks for this and follows (RuntimeConfig). `auto` is cgroupfs, which works with
-        /// every handler and on every machine; the bundled sandbox does not speak to systemd.
+        /// Who makes cgroups. The kubelet asks for this and follows (RuntimeConfig). `auto` is systemd where it runs on
+        /// cgroup v2, and cgroupfs everywhere else.
         cgroup_driver: CgroupDriver = "\"auto\"", "cgroupfs, systemd or auto";
         /// Relative names of Localhost seccomp profiles are looked up here; the kubelet's own directory.
         seccomp_root: PathBuf = "\"/var/lib/kubelet/seccomp\"", "absolute path";

@@ -675,7 +675,7 @@ impl Plan<'_> {
 /// `cpu.shares` (2 to 262144) as `cpu.weight` (1 to 10000), so that 1024 is 100 and small requests keep their granularity.
 ///
 /// The quadratic formula that runc 1.3.2 and crun 1.24 agreed on; the older linear one gave a whole CPU the weight 39.
-fn weight_from_shares(shares: u64) -> u64 {
+pub(crate) fn weight_from_shares(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,

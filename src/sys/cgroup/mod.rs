@@ -41,11 +41,12 @@ use rustix::process::{Pid, Signal};
 
 #[cfg(test)]
 pub(crate) use apply::Warning;
+pub(crate) use apply::weight_from_shares;
 #[cfg(feature = "daemon")]
 pub(crate) use details::Details;
 #[cfg(all(feature = "daemon", test))]
 pub(crate) use details::{CpuLimits, HugePages, MemoryDetails};
-pub(crate) use path::{CgroupPath, PathError};
+pub(crate) use path::{CgroupPath, DEFAULT_SLICE, PathError};
 pub(crate) use stats::DeviceIo;
 #[cfg(test)]
 pub(crate) use stats::{CpuStats, MemoryStats, PidsStats, Stats};
@@ -342,6 +343,11 @@ impl Cgroup {
             return Err(CgroupError::Missing { path: Path::new("/").join(path.as_path()) });
         }
         Ok(cgroup)
+    }
+
+    /// One that somebody else makes, now or later. Until then it has no directory, and reading from it finds nothing.
+    pub(crate) fn named(hierarchy: &Hierarchy, path: &CgroupPath) -> Self {
+        Self { hierarchy: hierarchy.clone(), path: path.clone() }
     }
 
     #[cfg(test)]

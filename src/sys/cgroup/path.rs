@@ -28,6 +28,8 @@ pub(crate) struct CgroupPath(PathBuf);
 const PATH_BYTES_MAX: usize = 3072;
 /// NAME_MAX.
 const NAME_BYTES_MAX: usize = 255;
+/// Where systemd puts units that name no slice.
+pub(crate) const DEFAULT_SLICE: &str = "system.slice";
 
 impl CgroupPath {
     /// From an absolute or relative path; both start at the hierarchy's mount.
@@ -59,7 +61,7 @@ impl CgroupPath {
     /// From the systemd form `slice:prefix:name`, where systemd itself would put it: `a-b.slice` lies in `a.slice`, and the unit
     /// is `prefix-name.scope` (or `name`, when that is a slice). An empty slice is `system.slice`, `-.slice` the root.
     pub(crate) fn from_systemd(slice: &str, prefix: &str, name: &str) -> Result<Self, PathError> {
-        let mut path = Self::slice_dirs(if slice.is_empty() { "system.slice" } else { slice })?;
+        let mut path = Self::slice_dirs(if slice.is_empty() { DEFAULT_SLICE } else { slice })?;
         let unit = if name.ends_with(".slice") {
             name.to_owned()
         } else if prefix.is_empty() {
@@ -117,6 +119,11 @@ impl CgroupPath {
     /// Without a leading slash.
     pub(crate) fn as_path(&self) -> &Path {
         &self.0
+    }
+
+    /// The last component: under systemd, the unit.
+    pub(crate) fn name(&self) -> String {
+        self.0.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     pub(super) fn under(&self, root: &Path) -> PathBuf {

@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::fixture::node::systemd_cgroups;
+
 /// A runtime binary under test.
 #[derive(Debug, Clone)]
 struct Runtime {
@@ -66,7 +68,8 @@ impl Bundle {
         }
         let id = format!("brigtest-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut bundle = Self { dir, runtime: runtime.clone(), id, config: base_config() };
-        bundle.config["linux"]["cgroupsPath"] = json!(format!("/brigtest/{}", bundle.id));
+        let path = if systemd_cgroups() { "brigtest.slice:brigtest:" } else { "/brigtest/" };
+        bundle.config["linux"]["cgroupsPath"] = json!(format!("{path}{}", bundle.id));
         bundle
     }
 
@@ -91,7 +94,11 @@ impl Bundle {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.runtime.path);
-        command.arg("--root").arg(self.path("state")).arg(verb).stdin(Stdio::null());
+        command.arg("--root").arg(self.path("state"));
+        if systemd_cgroups() {
+            command.arg("--systemd-cgroup");
+        }
+        command.arg(verb).stdin(Stdio::null());
         command
     }
 
@@ -121,6 +128,8 @@ impl Bundle {
     fn create(&self) -> Output {
         self.write_config();
         let out = fs::File::create(self.path("out")).unwrap();
+        // Apart: runc warns about devices that systemd does not know.
+        let errors = fs::File::create(self.path("errors")).unwrap();
         let status = self
             .command("create")
             .arg("--bundle")
@@ -128,11 +137,11 @@ impl Bundle {
             .arg("--pid-file")
             .arg(self.path("pid"))
             .arg(&self.id)
-            .stdout(out.try_clone().unwrap())
-            .stderr(out)
+            .stdout(out)
+            .stderr(errors)
             .status()
             .unwrap();
-        Output { status, stdout: Vec::new(), stderr: fs::read(self.path("out")).unwrap() }
+        Output { status, stdout: Vec::new(), stderr: fs::read(self.path("errors")).unwrap() }
     }
 
     fn create_and_start(&self) {
@@ -165,7 +174,11 @@ fn text(bytes: &[u8]) -> String {
 
 /// No cgroup of that container is left in any hierarchy.
 fn has_cgroup(id: &str) -> bool {
-    let relative = Path::new("brigtest").join(id);
+    let relative = if systemd_cgroups() {
+        PathBuf::from(format!("brigtest.slice/brigtest-{id}.scope"))
+    } else {
+        Path::new("brigtest").join(id)
+    };
     let roots = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
     roots.chain([PathBuf::from("/sys/fs/cgroup")]).any(|root| root.join(&relative).exists())
 }

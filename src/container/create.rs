@@ -14,6 +14,7 @@ use rustix::fs::CWD;
 
 use super::bundle::{self, Bundle, BundleInput};
 use super::handler::Handler;
+use super::hardened;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
 use super::spec::{ContainerSpec, IdMapping, MountSource, NamespaceMode};
@@ -85,6 +86,11 @@ impl Containers {
             Reserved::Existing(id) => return Ok(id),
             Reserved::New(making) => making,
         };
+        if let Some(own) = &placement.handler.hardened {
+            hardened::check_container(&spec, own, &placement.place.uid).map_err(|forbidden| {
+                ContainerError::Bundle { name: spec.name.clone(), source: Arc::new(forbidden.into()) }
+            })?;
+        }
         expect_new_process();
         let intended = Intended::new(self, placement, spec).await?;
         let rooted = intended.make_rootfs().await?;

@@ -24,6 +24,7 @@ pub(crate) mod create;
 mod exec;
 mod exit;
 pub(crate) mod handler;
+pub(crate) mod hardened;
 pub(crate) mod place;
 mod reclaim;
 pub(crate) mod record;

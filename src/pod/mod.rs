@@ -17,6 +17,7 @@
 //! `creating` lets CreateContainer go on side by side but never beside a stop.
 
 mod adopt;
+pub(crate) mod ids;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod run;
@@ -128,6 +129,18 @@ pub(crate) enum PodError {
         "the binary {path} of handler {handler:?} is missing; install it or change [handlers.{handler}] path"
     )]
     NoRuntime { handler: String, path: PathBuf },
+    #[error("pod {name:?}")]
+    Forbidden {
+        name: String,
+        #[source]
+        source: crate::container::hardened::Forbidden,
+    },
+    #[error("cannot give pod {name:?} ids of its own")]
+    Ids {
+        name: String,
+        #[source]
+        source: Arc<ids::IdsError>,
+    },
     #[error("cannot {action} {path}")]
     File {
         action: &'static str,
@@ -204,6 +217,8 @@ pub(crate) struct Settings {
     /// table of its monitor, and a busy host's has thousands of entries.
     pub small_mounts: Option<Arc<OwnedFd>>,
     pub shm_size: crate::units::Bytes,
+    /// Host ids for pods of hardened handlers.
+    pub ids: Arc<ids::IdPool>,
     /// So that the kernel kills a container before its monitor.
     pub monitor_oom_score_adj: i32,
 }
@@ -310,6 +325,10 @@ impl Pods {
 
     pub(crate) fn default_handler(&self) -> &str {
         &self.0.settings.default_handler
+    }
+
+    pub(crate) fn ids(&self) -> &Arc<ids::IdPool> {
+        &self.0.settings.ids
     }
 
     fn pod_dir(&self, id: &PodId) -> PathBuf {

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder};
 
+use super::handler::Hardened;
+use super::hardened::{self, Forbidden};
 use super::spec::{ContainerSpec, Namespaces};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
@@ -58,6 +60,24 @@ pub(crate) struct PodView<'a> {
     pub(crate) privileged: bool,
     /// Annotation keys, or prefixes ending in `*`, that the handler lets through.
     pub(crate) allowed_annotations: &'a [String],
+    pub(crate) confines: Confines<'a>,
+}
+
+/// How the pod's handler confines containers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confines<'a> {
+    pub(crate) hardened: Option<&'a Hardened>,
+    /// Instead of the embedded default profile.
+    pub(crate) seccomp_profile: Option<&'a Path>,
+    pub(crate) allow_unconfined: bool,
+    /// Before the host's.
+    pub(crate) pids_limit: Option<i64>,
+}
+
+impl Default for Confines<'_> {
+    fn default() -> Self {
+        Self { hardened: None, seccomp_profile: None, allow_unconfined: true, pids_limit: None }
+    }
 }
 
 /// What this host can do and how the daemon is configured.
@@ -210,6 +230,8 @@ pub(crate) enum BundleError {
     NoAppArmor(String),
     #[error("AppArmor profile {0:?} is not loaded on this host; load it with apparmor_parser")]
     AppArmorNotLoaded(String),
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     #[error("build the OCI spec")]
     Build(#[from] oci_spec::OciSpecError),
 }
@@ -247,18 +269,26 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
         .build()?;
     // The pod's monitor named its UTS namespace; the builder would name it once more.
     spec.set_hostname(None);
+    let mut sources = mounts.sources;
+    if let Some(own) = input.pod.confines.hardened {
+        let (masked, readonly) = (&linux::MASKED, &linux::READONLY);
+        let asked = hardened::Asked { spec: input.spec, own, pod_uid: input.pod.uid, masked, readonly };
+        hardened::confine(&mut spec, &mut sources, &asked)?;
+    }
     Ok(Bundle {
         spec,
         user: who.user,
         stop_signal,
-        mount_sources: mounts.sources,
+        mount_sources: sources,
         volumes: mounts.volumes,
         warnings,
     })
 }
 
 /// Annotations that steer a runtime on the host's side; no handler can let them through from a pod.
-const NEVER: [&str; 7] = [
+const NEVER: [&str; 8] = [
+    // Ours between the daemon and brig-sandbox.
+    "brig.sandbox/",
     // runc hands these to systemd as unit properties, ExecStop among them (CVE-2024-3154).
     "org.systemd.property.",
     // crun's: other OCI hooks, handlers, and where their output goes.

@@ -21,6 +21,9 @@ struct Fixture {
     allowed: Vec<String>,
     image_mounts: BTreeMap<PathBuf, PathBuf>,
     volumes_dir: Option<PathBuf>,
+    hardened: Option<Hardened>,
+    seccomp_profile: Option<PathBuf>,
+    never_unconfined: bool,
     scratch: tempfile::TempDir,
 }
 
@@ -52,7 +55,19 @@ impl Fixture {
             allowed: Vec::new(),
             image_mounts: BTreeMap::new(),
             volumes_dir: None,
+            hardened: None,
+            seccomp_profile: None,
+            never_unconfined: false,
             scratch,
+        }
+    }
+
+    fn confines(&self) -> Confines<'_> {
+        Confines {
+            hardened: self.hardened.as_ref(),
+            seccomp_profile: self.seccomp_profile.as_deref(),
+            allow_unconfined: !self.never_unconfined,
+            pids_limit: None,
         }
     }
 
@@ -79,6 +94,7 @@ impl Fixture {
             shm: Some(Path::new("/run/pod/shm")),
             privileged: self.pod_privileged,
             allowed_annotations: &self.allowed,
+            confines: self.confines(),
         };
         let image = serde_json::from_value(json!({
             "architecture": "amd64", "os": "linux", "config": self.image,

@@ -5,6 +5,7 @@
 
 mod chaos;
 mod cli;
+mod escape;
 mod fixture;
 mod images;
 mod pods;

@@ -317,9 +317,11 @@ fn annotations(input: &BundleInput<'_>) -> HashMap<String, String> {
         .filter(|(key, _)| allowed(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    // The keys that containerd made common: gVisor and Kata tell pods from containers by them.
+    // The keys that containerd made common. gVisor and Kata start their kernel for what is called a sandbox, and put what
+    // is called a container into the one that runs already; as a pod of ours has no container of its own, each of its
+    // containers is a sandbox to them.
     for (key, value) in [
-        ("io.kubernetes.cri.container-type", "container"),
+        ("io.kubernetes.cri.container-type", "sandbox"),
         ("io.kubernetes.cri.container-name", input.spec.name.as_str()),
         ("io.kubernetes.cri.sandbox-id", pod.id.as_str()),
         ("io.kubernetes.cri.sandbox-name", pod.name),

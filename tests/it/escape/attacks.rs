@@ -78,7 +78,7 @@ fn tells_nothing(arena: &Arena, out: &str) -> Result<(), String> {
     if out.contains(SECRET) {
         return Err(format!("it read the canary: {out}"));
     }
-    match out.lines().find(|line| line.contains(&scratch) && !line.contains("No such file")) {
+    match out.lines().find(|line| line.contains(&scratch) && !line.contains("can't open")) {
         Some(line) => Err(format!("it saw {line:?}")),
         None => Ok(()),
     }

@@ -150,7 +150,11 @@ impl Arena {
     fn run_in(&self, pod: &str, pod_config: &PodSandboxConfig, name: &str, config: ContainerConfig) -> Ran {
         let id = match self.node.try_create(pod, &config, pod_config) {
             Ok(id) => id,
-            Err(status) => return Ran::Refused(status.message().to_owned()),
+            Err(status) => {
+                // For the reader of a failure, and of `--nocapture`: a refusal may be for the wrong reason.
+                eprintln!("{name}: {}", status.message());
+                return Ran::Refused(status.message().to_owned());
+            }
         };
         if let Err(status) = self.node.try_start(&id) {
             self.node.remove_container(&id);

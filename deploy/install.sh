@@ -34,6 +34,7 @@ install_all() {
     fi
     sed "s|@BINDIR@|$bindir|" deploy/systemd/brig.service >"$destdir$units/brig.service"
     chmod 0644 "$destdir$units/brig.service"
+    install -D -m 0644 -t "$destdir$share/apparmor" deploy/apparmor/brig-default
     install -D -m 0644 -t "$destdir$share" deploy/config.toml deploy/crictl.yaml deploy/cni/10-brig.conflist.example \
         deploy/kubernetes/*.yaml
     local shell target

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FileType};
 
 use super::bundle::{self, Bundle, BundleInput};
 use super::handler::Handler;
 use super::hardened;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
+use super::relabel::relabel;
 use super::spec::{ContainerSpec, IdMapping, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
@@ -91,11 +92,30 @@ impl Containers {
                 ContainerError::Bundle { name: spec.name.clone(), source: Arc::new(forbidden.into()) }
             })?;
         }
+        if let Some(mount) = spec.mounts.iter().find(|mount| mount.recursive_read_only)
+            && !placement.handler.features.recursive_read_only
+        {
+            let (destination, handler) = (mount.container_path.clone(), placement.handler.name.clone());
+            return Err(ContainerError::RecursiveReadOnly { destination, handler });
+        }
+        let target = self.target(&placement.pod, &spec)?;
         expect_new_process();
-        let intended = Intended::new(self, placement, spec).await?;
+        let intended = Intended::new(self, placement, spec, target).await?;
         let rooted = intended.make_rootfs().await?;
         let bundled = rooted.write_bundle().await?;
         bundled.hand_to_monitor().await
+    }
+
+    /// The PID namespace of the running container of the same pod that the request targets, if it targets one.
+    fn target(&self, pod: &PodId, spec: &ContainerSpec) -> Result<Option<PathBuf>, ContainerError> {
+        let NamespaceMode::Target(target) = &spec.security.namespaces.pid else { return Ok(None) };
+        let found = self.find(target).ok().filter(|found| found.placement.pod == *pod);
+        let running =
+            found.map(|found| found.live()).filter(|live| matches!(live.state, State::Running { .. }));
+        match running.and_then(|live| live.pid) {
+            Some(pid) => Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))),
+            None => Err(ContainerError::Target { name: spec.name.clone(), target: target.clone() }),
+        }
     }
 
     /// Keeps the name for this creation, or finds the container that an earlier, equal call created and that has not
@@ -144,6 +164,8 @@ struct Intended {
     saved: Saved,
     image: Arc<Image>,
     config: ImageConfiguration,
+    /// The PID namespace to join: the pod's, or that of the container it targets.
+    pid_ns: Option<PathBuf>,
 }
 
 impl Intended {
@@ -151,6 +173,7 @@ impl Intended {
         all: &Containers,
         placement: Placement,
         spec: Arc<ContainerSpec>,
+        target: Option<PathBuf>,
     ) -> Result<Self, ContainerError> {
         let (store, name) = (all.0.store.clone(), spec.image.image.clone());
         let found = blocking(move || match store.find(&name)? {
@@ -189,20 +212,8 @@ impl Intended {
             id: saved.id.to_string(),
             source: Arc::new(source),
         })?;
-        Ok(Self { all: all.clone(), placement, saved, image, config })
-    }
-
-    /// The PID namespace that the container joins: the pod's, or that of the container it targets.
-    fn pid_namespace(&self) -> Option<PathBuf> {
-        match &self.saved.spec.security.namespaces.pid {
-            NamespaceMode::Target(id) => {
-                let pid = self.all.find(id).ok()?.live().pid?;
-                Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))
-            }
-            NamespaceMode::Pod | NamespaceMode::Container | NamespaceMode::Node => {
-                self.placement.place.pid_ns.clone()
-            }
-        }
+        let pid_ns = target.or_else(|| placement.place.pid_ns.clone());
+        Ok(Self { all: all.clone(), placement, saved, image, config, pid_ns })
     }
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
@@ -247,7 +258,7 @@ impl Rooted {
             store: intended.all.0.store.clone(),
             saved: intended.saved.clone(),
             place: Arc::clone(&intended.placement.place),
-            pid_ns: intended.pid_namespace(),
+            pid_ns: intended.pid_ns.clone(),
             handler: Arc::clone(&intended.placement.handler),
             config: intended.config.clone(),
             rootfs,
@@ -292,7 +303,7 @@ impl BundleWork {
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
         let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
         let parent = place.parent();
-        let Bundle { spec, user, stop_signal, mount_sources, volumes, warnings } =
+        let Bundle { spec, user, stop_signal, mount_sources, volumes, relabels, warnings } =
             bundle::generate(&BundleInput {
                 spec: &saved.spec,
                 pod: &place.view(&handler, &parent, pid_ns),
@@ -316,6 +327,12 @@ impl BundleWork {
                     None => Ok(()),
                 })
                 .map_err(|e| file_error("create the volume", volume, e))?;
+        }
+        for (path, label) in relabels.iter().flat_map(|all| all.paths.iter().map(|path| (path, &all.label))) {
+            relabel(path, label).map_err(|source| ContainerError::Relabel {
+                name: saved.spec.name.clone(),
+                source: Arc::new(source),
+            })?;
         }
         let path = dir.join("config.json");
         let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
@@ -363,7 +380,15 @@ impl ImageMounts {
             if bundled {
                 detached.insert(path.clone(), fd);
             } else {
-                std::fs::create_dir_all(&path).map_err(|e| file_error("create directory", &path, e))?;
+                // A sub path may be a file, and a mount point is of the kind of what is mounted.
+                let folder = rustix::fs::fstat(&fd)
+                    .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+                let images = dir.join(IMAGES);
+                std::fs::create_dir_all(if folder { &path } else { &images })
+                    .map_err(|e| file_error("create directory", &path, e))?;
+                if !folder {
+                    std::fs::File::create_new(&path).map_err(|e| file_error("create", &path, e))?;
+                }
                 let attached = store.rootfs_attach(&fd, &path);
                 attached.map_err(|e| file_error("mount the image at", &path, io::Error::other(e)))?;
             }

@@ -20,6 +20,7 @@
 //! removal. Stop takes neither while it waits, so a remove or a shorter stop never queues behind it.
 
 pub(crate) mod bundle;
+pub(crate) mod cdi;
 pub(crate) mod create;
 mod exec;
 mod exit;
@@ -28,8 +29,11 @@ pub(crate) mod hardened;
 pub(crate) mod place;
 mod reclaim;
 pub(crate) mod record;
+mod relabel;
 mod remove;
 pub(crate) mod seccomp_default;
+#[cfg(test)]
+mod seccomp_peers;
 pub(crate) mod spec;
 mod start;
 pub(crate) mod state;
@@ -172,6 +176,12 @@ pub(crate) enum ContainerError {
         #[source]
         source: Arc<BundleError>,
     },
+    #[error("cannot label a volume of container {name:?}")]
+    Relabel {
+        name: String,
+        #[source]
+        source: Arc<relabel::RelabelError>,
+    },
     #[error("cannot {action} {path}")]
     File {
         action: &'static str,
@@ -198,6 +208,14 @@ pub(crate) enum ContainerError {
         #[source]
         source: Arc<CgroupError>,
     },
+    #[error(
+        "the container whose PID namespace container {name:?} targets, {target:?}, is not a running container of its pod"
+    )]
+    Target { name: String, target: String },
+    #[error(
+        "mount at {destination:?} is recursively read-only, which handler {handler:?} does not support; use another handler"
+    )]
+    RecursiveReadOnly { destination: PathBuf, handler: String },
     #[error("exec command is empty")]
     EmptyCommand,
     #[error("command {command:?} in container {id} timed out after {timeout_s} s")]

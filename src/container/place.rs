@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::{BundleError, Confines, PodView, cgroups_path};
 use super::handler::Handler;
-use super::spec::{NamespaceMode, Namespaces};
+use super::spec::{NamespaceMode, Namespaces, SelinuxOptions};
 use crate::id::PodId;
 use crate::sys::cgroup::{CgroupPath, PathError};
 
@@ -28,6 +28,9 @@ pub(crate) struct PodPlace {
     /// As the kubelet gave it; may be empty.
     pub cgroup_parent: String,
     pub privileged: bool,
+    /// For containers that do not say otherwise.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     pub sysctls: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub resolv_conf: PathBuf,
@@ -64,6 +67,7 @@ impl PodPlace {
             hostname_file: (self.namespaces.network != NamespaceMode::Node).then_some(&self.hostname_file),
             shm: self.shm.as_deref(),
             privileged: self.privileged,
+            selinux: self.selinux.as_ref(),
             allowed_annotations: &handler.allowed_annotations,
             confines: Confines {
                 hardened: handler.hardened.as_ref(),

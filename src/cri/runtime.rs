@@ -314,7 +314,7 @@ impl RuntimeService for Runtime {
             runtime_handlers: self.handlers(),
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: true,
             }),
         }))
     }

@@ -11,7 +11,7 @@ use crate::container::ContainerError;
 use crate::container::bundle::BundleError;
 use crate::image::pull::{PullError, PullErrorKind};
 use crate::image::reference::ReferenceError;
-use crate::image::{FindError, LoadError, StoreError};
+use crate::image::{FindError, LoadError, RootfsError, StoreError};
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::pod::PodError;
@@ -103,7 +103,9 @@ impl Refusal for PodError {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound(_) => Kind::NotFound,
-            Self::Ambiguous { .. } | Self::NoHandler { .. } => Kind::InvalidArgument,
+            Self::Ambiguous { .. } | Self::NoHandler { .. } | Self::NoUserNamespaces { .. } => {
+                Kind::InvalidArgument
+            }
             Self::Denied { .. } | Self::NoRuntime { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } | Self::Busy { .. } => Kind::AlreadyExists,
             Self::Forbidden { .. } => Kind::InvalidArgument,
@@ -116,13 +118,27 @@ impl Refusal for PodError {
             Self::Record { .. } | Self::Resources { .. } | Self::Stats { .. } => Kind::Internal,
         }
     }
+
+    fn sentinel(&self) -> Option<&'static str> {
+        match self {
+            Self::Container(error) => error.sentinel(),
+            _ => None,
+        }
+    }
 }
 
 impl Refusal for ContainerError {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound(_) | Self::NoImage(_) => Kind::NotFound,
-            Self::Ambiguous { .. } | Self::EmptyCommand => Kind::InvalidArgument,
+            Self::Ambiguous { .. }
+            | Self::EmptyCommand
+            | Self::RecursiveReadOnly { .. }
+            | Self::Relabel { .. } => Kind::InvalidArgument,
+            Self::Target { .. } => Kind::FailedPrecondition,
+            Self::Rootfs { source, .. } if matches!(**source, RootfsError::SubPath { .. }) => {
+                Kind::InvalidArgument
+            }
             Self::Denied { .. } | Self::NoLog { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } | Self::Busy { .. } => Kind::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Kind::DeadlineExceeded,
@@ -131,6 +147,17 @@ impl Refusal for ContainerError {
             Self::Bundle { source, .. } => source.kind(),
             Self::Image { source, .. } => source.kind(),
             Self::Rootfs { .. } | Self::Record { .. } | Self::Stats { .. } => Kind::Internal,
+        }
+    }
+
+    /// The words of cri-api's `pkg/errors`.
+    fn sentinel(&self) -> Option<&'static str> {
+        match self {
+            Self::RecursiveReadOnly { .. } => Some("RROUnsupported"),
+            Self::Rootfs { source, .. } if matches!(**source, RootfsError::SubPath { .. }) => {
+                Some("ImageVolumeMountFailed")
+            }
+            _ => None,
         }
     }
 }

@@ -38,6 +38,22 @@ struct Extension {
     enabled: bool,
 }
 
+/// What the bundled sandbox can do on this kernel.
+pub(super) fn of_bundled() -> Features {
+    let running = rustix::system::uname();
+    // Before 5.19 overlayfs has no layers on idmapped mounts, so an image's files would belong to nobody in there.
+    Features {
+        recursive_read_only: true,
+        user_namespaces: is_at_least(&running.release().to_string_lossy(), (5, 19)),
+    }
+}
+
+/// A kernel's release is `6.12.3-cloud-amd64` or the like.
+fn is_at_least(release: &str, least: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse::<u32>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(Some(major)), Some(Some(minor))) if (major, minor) >= least)
+}
+
 /// Asks the runtime. One that is missing, too old to be asked or too slow can do nothing special: claiming too much
 /// breaks pods.
 pub(super) async fn ask(runtime: &Path) -> Features {
@@ -74,6 +90,19 @@ mod tests {
         let runc_1_1 = br#"{"ociVersionMin":"1.0.0","mountOptions":["rro"],"linux":{"namespaces":["user"]}}"#;
         assert_eq!(parse(runc_1_1), Features { recursive_read_only: true, user_namespaces: false });
         assert_eq!(parse(b"Incorrect Usage"), Features::default());
+    }
+
+    #[test]
+    fn user_namespaces_want_layers_on_idmapped_mounts() {
+        for (release, expected) in [
+            ("6.12.3-cloud-amd64", true),
+            ("5.19", true),
+            ("5.18.99", false),
+            ("7.0-rc1", true),
+            ("odd", false),
+        ] {
+            assert_eq!(is_at_least(release, (5, 19)), expected, "{release}");
+        }
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! The daemon may be killed at any moment: everything it knows is in the records, and everything that runs is held by
 //! the monitors. Stopping it drains the RPCs in progress and touches nothing else.
 
+mod apparmor;
 pub(crate) mod args;
 pub(crate) mod config;
 mod features;

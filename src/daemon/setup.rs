@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::config::{self, CgroupDriver, Config, Level, LogFormat, Program};
-use super::features;
+use super::{apparmor, features};
 use crate::container::handler::{Features, Handler, Hardened};
 use crate::container::{self, Containers};
 use crate::cri::{About, Services};
@@ -138,17 +138,19 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         blocking(move || IdPool::open(dir, runtime.id_pool_first, runtime.id_pool_pods)).await
     };
     let bus = Bus::default();
+    blocking(|| apparmor::ensure_default_profile(&container::bundle::SecurityModules::of_host())).await;
     let containers = Containers::new(
         container_records.clone(),
         store.clone(),
         bus.clone(),
         container::Settings {
             run: run.clone(),
-            host: container::bundle::Host::detect(
-                config.runtime.seccomp_root.clone(),
-                (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
-                rlimits(&config),
-            ),
+            host: container::bundle::Host::detect(container::bundle::Configured {
+                seccomp_root: config.runtime.seccomp_root.clone(),
+                cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
+                pids_limit: (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
+                rlimits: rlimits(&config),
+            }),
             runtime_timeout: config.runtime.create_timeout,
             kill_timeout: config.runtime.kill_timeout,
         },
@@ -253,7 +255,7 @@ async fn handlers(config: &Config, bin: &Path) -> HashMap<String, Arc<Handler>> 
             seccomp_profile: handler.seccomp_profile.clone(),
             allow_unconfined: handler.allow_unconfined,
             pids_limit: (handler.pids_limit != 0).then(|| i64::from(handler.pids_limit)),
-            features: Features { recursive_read_only: bundled, user_namespaces: bundled },
+            features: if bundled { features::of_bundled() } else { Features::default() },
             bundled,
             path,
         }

@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -40,7 +40,7 @@ pub(crate) struct RootfsOptions {
     /// The mount itself is read-only at once. Only for who needs to create no mount points in it.
     pub(crate) readonly: bool,
     /// A user namespace: the layers' files appear with the ids it maps theirs to. Needs idmapped mounts of the
-    /// filesystem the store is on, and Linux 6.15 (before that, overlayfs refuses layers on detached mounts). The
+    /// filesystem the store is on, and Linux 5.19, from which on overlayfs has layers on such mounts. The
     /// writable layer is not mapped: overlayfs works in it as the host's root, whom the namespace does not know.
     pub(crate) idmap: Option<OwnedFd>,
 }
@@ -141,14 +141,23 @@ impl Store {
             })
             .map_err(RootfsError::io("set owner and mode of", &upper))?;
         let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes };
-        let mount = overlay.mount(&folder).map_err(|(call, source)| failed(call, source.into()))?;
+        let mount = match overlay.mount(&folder) {
+            // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
+            Err(_) if !mapped.is_empty() => {
+                Attached::at(&folder, &mapped).and_then(|attached| attached.overlay(&overlay, &folder))
+            }
+            mounted => mounted,
+        };
+        let mount = mount.map_err(|(call, source)| failed(call, source.into()))?;
         Ok(Rootfs { mount, upper })
     }
 
-    /// Attaches a rootfs at `target`, an empty directory, for runtimes that need a path. Undone by umount2(2). Blocking.
+    /// Attaches a rootfs at `target`, an empty directory, or a file for a file, for runtimes that need a path. Undone by umount2(2). Blocking.
     pub(crate) fn rootfs_attach(&self, mount: impl AsFd, target: &Path) -> Result<(), RootfsError> {
         let attach = || {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&mount)?.st_mode);
+            let mut flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            flags.set(OFlags::DIRECTORY, kind == FileType::Directory);
             let place = rustix::fs::openat(CWD, target, flags, Mode::empty())?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
             rustix::mount::move_mount(mount, "", place, "", flags)
@@ -383,6 +392,38 @@ impl Overlay<'_> {
     }
 }
 
+/// Layers with mapped ids, shown in a folder for as long as it takes to mount an overlay of them. The overlay makes copies
+/// of its own.
+struct Attached(Vec<PathBuf>);
+
+impl Attached {
+    fn at(folder: &Path, mapped: &[OwnedFd]) -> CallResult<Self> {
+        let mut attached = Self(Vec::with_capacity(mapped.len()));
+        for mount in mapped {
+            let target = folder.join(random_name("layer-"));
+            fs::DirBuilder::new().mode(0o700).create(&target).map_err(|err| ("mkdir", errno(&err)))?;
+            attached.0.push(target.clone());
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(mount, "", CWD, &target, flags).map_err(|err| ("move_mount", err))?;
+        }
+        Ok(attached)
+    }
+
+    fn overlay(&self, overlay: &Overlay<'_>, scratch: &Path) -> CallResult<OwnedFd> {
+        Overlay { lower: &self.0, ..*overlay }.mount(scratch)
+    }
+}
+
+impl Drop for Attached {
+    /// Whatever stays is removed with the container's folder; a mount of a private directory of ours has no other user.
+    fn drop(&mut self) {
+        for path in &self.0 {
+            rustix::mount::unmount(path, UnmountFlags::DETACH).ok();
+            fs::remove_dir(path).ok();
+        }
+    }
+}
+
 /// A detached mount of the directory at `path` with ids as `user_namespace` maps them.
 fn map_ids(path: &Path, user_namespace: &OwnedFd) -> io::Result<OwnedFd> {
     let mount = clone_of(&open_path(path)?)?;
@@ -414,6 +455,31 @@ fn errno(err: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn privileged_layers_can_be_attached_for_a_moment_for_kernels_before_6_15() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["top", "bottom", "upper", "work", "scratch"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("top/f"), "top").unwrap();
+        fs::write(path("bottom/g"), "bottom").unwrap();
+        let mapped: Vec<OwnedFd> =
+            ["top", "bottom"].map(|name| clone_of(&open_path(&path(name)).unwrap()).unwrap()).into();
+        let (upper, work) = (path("upper"), path("work"));
+        let none = Overlay { lower: &[], upper: Some((&upper, &work)), attributes: MountAttrFlags::empty() };
+        let attached = Attached::at(&path("scratch"), &mapped).unwrap();
+        let mount = attached.overlay(&none, &path("scratch")).unwrap();
+        drop((attached, mapped));
+        for (name, text) in [("f", "top"), ("g", "bottom")] {
+            let file = rustix::fs::openat(&mount, name, OFlags::RDONLY, Mode::empty()).unwrap();
+            assert_eq!(io::read_to_string(fs::File::from(file)).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "something stayed mounted");
+    }
 
     #[test]
     fn privileged_the_way_for_old_kernels_makes_the_same_mount() {

@@ -141,6 +141,10 @@ pub(crate) enum PodError {
         #[source]
         source: Arc<ids::IdsError>,
     },
+    #[error(
+        "pod {name:?} asks for a user namespace, which handler {handler:?} does not support; use another handler"
+    )]
+    NoUserNamespaces { name: String, handler: String },
     #[error("cannot {action} {path}")]
     File {
         action: &'static str,

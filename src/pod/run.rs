@@ -113,6 +113,10 @@ struct Intended {
 impl Intended {
     async fn new(all: &Pods, spec: Arc<PodSpec>) -> Result<Self, PodError> {
         let handler = all.handler(&spec.handler)?;
+        if spec.namespaces().user.is_some() && !handler.features.user_namespaces {
+            let (name, handler) = (spec.identity.name.clone(), handler.name.clone());
+            return Err(PodError::NoUserNamespaces { name, handler });
+        }
         let id = PodId::random();
         let mut first_id = None;
         if handler.hardened.is_some() {
@@ -198,6 +202,7 @@ impl Intended {
             user_ns: ready.user.clone(),
             cgroup_parent: spec.cgroup_parent.clone(),
             privileged: spec.security.privileged,
+            selinux: spec.security.selinux.clone(),
             sysctls: spec.sysctls.clone(),
             annotations: spec.annotations.clone(),
             resolv_conf: dir.join("resolv.conf"),

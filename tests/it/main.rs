@@ -12,5 +12,7 @@ mod pods;
 mod rpcs;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod sandbox;
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod security;
 mod tidy;
 mod wire;

@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup,
-    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace,
+    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace,
     LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
     LinuxSeccomp,
 };
-use rustix::fs::{FileType, major, minor};
 
-use super::process::{CapabilitySets, selinux};
+use super::devices::Devices;
+use super::lsm::SelinuxLabels;
+use super::process::CapabilitySets;
 use super::seccomp_file;
 use super::{BundleError, BundleInput};
 use crate::container::seccomp_default;
@@ -43,14 +42,24 @@ pub(super) const READONLY: [&str; 5] =
 pub(super) fn linux(
     input: &BundleInput<'_>,
     capabilities: &CapabilitySets,
+    devices: Devices,
+    labels: Option<&SelinuxLabels>,
     rootfs_propagation: Option<&'static str>,
     warnings: &mut Vec<String>,
 ) -> Result<Linux, BundleError> {
     let security = &input.spec.security;
+    // Set by the monitor when it made the namespaces. Not said again: runc, which the monitor calls from within them,
+    // takes them for the host's and refuses.
     check_sysctls(input.pod.sysctls, input.pod.namespaces)?;
-    let (devices, rules) = devices(input, warnings)?;
     let mut resources = resources(&input.spec.resources)?;
-    resources.set_devices(Some(rules));
+    resources.set_devices(Some(devices.rules));
+    if resources.hugepage_limits().is_some() && !input.host.huge_pages {
+        // The kubelet limits every size to nothing for every container, so this is no error.
+        if input.spec.resources.hugepage_limits.iter().any(|limit| limit.limit_bytes != 0) {
+            warnings.push("huge pages are not limited: this host has no hugetlb controller".to_owned());
+        }
+        resources.set_hugepage_limits(None);
+    }
     if let Some(limit) = input.pod.confines.pids_limit.or(input.host.pids_limit) {
         resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build()?));
     }
@@ -58,17 +67,14 @@ pub(super) fn linux(
         .namespaces(namespaces(input)?)
         .resources(resources)
         .cgroups_path(cgroups_path(input.pod.cgroup_parent, input.id.as_str())?)
-        .devices(devices)
+        .devices(devices.nodes)
         .masked_paths(paths(input, &security.masked_paths, &MASKED))
         .readonly_paths(paths(input, &security.readonly_paths, &READONLY));
-    if !input.pod.sysctls.is_empty() {
-        builder = builder.sysctl(input.pod.sysctls.clone().into_iter().collect::<HashMap<_, _>>());
-    }
     if let Some(propagation) = rootfs_propagation {
         builder = builder.rootfs_propagation(propagation);
     }
-    if let Some((_, label)) = selinux(security, input.host) {
-        builder = builder.mount_label(label);
+    if let Some(labels) = labels {
+        builder = builder.mount_label(&labels.mount);
     }
     if let Some(profile) = seccomp(security, input, capabilities)? {
         builder = builder.seccomp(profile);
@@ -342,147 +348,4 @@ fn seccomp(
     seccomp_file::parse(&text, &capabilities.effective)
         .map(Some)
         .map_err(|source| BundleError::SeccompParse { path, source })
-}
-
-/// `None` is any number.
-fn rule(
-    allow: bool,
-    kind: LinuxDeviceType,
-    major: Option<i64>,
-    minor: Option<i64>,
-    access: &str,
-) -> LinuxDeviceCgroup {
-    let mut builder = LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind).access(access);
-    if let Some(major) = major {
-        builder = builder.major(major);
-    }
-    if let Some(minor) = minor {
-        builder = builder.minor(minor);
-    }
-    builder.build().expect("every required field is set")
-}
-
-type Devices = (Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>);
-
-fn devices(input: &BundleInput<'_>, warnings: &mut Vec<String>) -> Result<Devices, BundleError> {
-    let mut nodes = Vec::new();
-    let privileged = input.spec.security.privileged;
-    let mut rules = vec![rule(privileged, LinuxDeviceType::A, None, None, "rwm")];
-    if privileged {
-        // Devices come and go while this walks; one that vanishes is not worth failing for.
-        if let Err(err) = walk(Path::new("/dev"), Path::new("/dev"), HOST_DEVICES_MAX, &mut nodes) {
-            warnings.push(format!("not every device of the host is in the container: {err}"));
-        }
-        nodes.retain(|node| !node.path().starts_with("/dev/pts") && node.path() != Path::new("/dev/console"));
-    } else {
-        use LinuxDeviceType::{B, C};
-        rules.push(rule(true, C, None, None, "m"));
-        rules.push(rule(true, B, None, None, "m"));
-        // null, zero, full, random, urandom, tty, console, ptmx and the terminals of /dev/pts.
-        for (major, minor) in [
-            (1, Some(3)),
-            (1, Some(5)),
-            (1, Some(7)),
-            (1, Some(8)),
-            (1, Some(9)),
-            (5, Some(0)),
-            (5, Some(1)),
-            (5, Some(2)),
-            (136, None),
-        ] {
-            rules.push(rule(true, C, Some(major), minor, "rwm"));
-        }
-    }
-    for asked in &input.spec.devices {
-        let permissions = if asked.permissions.is_empty() { "rwm" } else { asked.permissions.as_str() };
-        if !permissions.chars().all(|letter| "rwm".contains(letter)) {
-            return Err(BundleError::DevicePermissions {
-                path: asked.host_path.clone(),
-                permissions: permissions.to_owned(),
-            });
-        }
-        let before = nodes.len();
-        let metadata = std::fs::metadata(&asked.host_path)
-            .map_err(|source| BundleError::Device { path: asked.host_path.clone(), source })?;
-        if metadata.is_dir() {
-            walk(&asked.host_path, &asked.container_path, FOLDER_DEVICES_MAX, &mut nodes)?;
-        } else {
-            nodes.extend(node(&metadata, &asked.container_path)?);
-        }
-        if nodes.len() == before {
-            return Err(BundleError::NotDevice(asked.host_path.clone()));
-        }
-        if !privileged {
-            rules.extend(
-                nodes[before..]
-                    .iter()
-                    .map(|node| rule(true, node.typ(), Some(node.major()), Some(node.minor()), permissions)),
-            );
-        }
-        // A later request for the same place replaces the earlier.
-        let new: Vec<PathBuf> = nodes[before..].iter().map(|node| node.path().clone()).collect();
-        let mut index = 0;
-        nodes.retain(|node| {
-            index += 1;
-            index > before || !new.contains(node.path())
-        });
-    }
-    Ok((nodes, rules))
-}
-
-/// `/dev/dri`, `/dev/snd` and `/dev/infiniband` have a few dozen.
-const FOLDER_DEVICES_MAX: usize = 1024;
-/// A host with thousands of disks and ttys.
-const HOST_DEVICES_MAX: usize = 65_536;
-
-/// Every device below `from`, at the same place below `to`. Symbolic links are not followed.
-fn walk(from: &Path, to: &Path, max: usize, nodes: &mut Vec<LinuxDevice>) -> Result<(), BundleError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BundleError::Device { path, source }
-    };
-    let start = nodes.len();
-    let mut folders = vec![(from.to_owned(), to.to_owned())];
-    while let Some((from, to)) = folders.pop() {
-        for entry in std::fs::read_dir(&from).map_err(failed(&from))? {
-            let entry = entry.map_err(failed(&from))?;
-            let Ok(metadata) = entry.metadata() else { continue };
-            let to = to.join(entry.file_name());
-            if metadata.is_dir() {
-                // Their own file systems in every container.
-                if !["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"]
-                    .iter()
-                    .any(|skip| entry.path() == Path::new(skip))
-                {
-                    folders.push((entry.path(), to));
-                }
-            } else {
-                nodes.extend(node(&metadata, &to)?);
-            }
-            if nodes.len() - start > max || folders.len() > max {
-                return Err(BundleError::TooManyDevices { path: from, max });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// `None` for what is no device.
-fn node(metadata: &std::fs::Metadata, path: &Path) -> Result<Option<LinuxDevice>, BundleError> {
-    let kind = match FileType::from_raw_mode(metadata.mode()) {
-        FileType::CharacterDevice => LinuxDeviceType::C,
-        FileType::BlockDevice => LinuxDeviceType::B,
-        _ => return Ok(None),
-    };
-    Ok(Some(
-        LinuxDeviceBuilder::default()
-            .path(path)
-            .typ(kind)
-            .major(i64::from(major(metadata.rdev())))
-            .minor(i64::from(minor(metadata.rdev())))
-            .file_mode(metadata.mode() & 0o7777)
-            .uid(metadata.uid())
-            .gid(metadata.gid())
-            .build()?,
-    ))
 }

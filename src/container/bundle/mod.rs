@@ -7,7 +7,9 @@
 //! What an image or an annotation says never becomes a host path, a host identity, a capability or a hook: image labels
 //! are not annotations, and of the request's annotations only those the handler lists go through.
 
+mod devices;
 mod linux;
+mod lsm;
 mod mounts;
 mod process;
 mod seccomp_file;
@@ -19,15 +21,18 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder};
 
+use super::cdi::{self, CdiError};
 use super::handler::Hardened;
 use super::hardened::{self, Forbidden};
-use super::spec::{ContainerSpec, Namespaces};
+use super::spec::{ContainerSpec, MountSource, Namespaces, SelinuxOptions};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
+use crate::sys::cgroup::Hierarchy;
 
 #[cfg(test)]
 pub(crate) use linux::check_sysctls;
 pub(crate) use linux::{cgroups_path, resources};
+pub(crate) use lsm::SecurityModules;
 pub(crate) use process::{StopSignal, stop_signal};
 
 /// What a container takes from its pod.
@@ -58,6 +63,8 @@ pub(crate) struct PodView<'a> {
     /// The pod's shared memory; `None` gives the container one of its own.
     pub(crate) shm: Option<&'a Path>,
     pub(crate) privileged: bool,
+    /// For a container that does not say otherwise.
+    pub(crate) selinux: Option<&'a SelinuxOptions>,
     /// Annotation keys, or prefixes ending in `*`, that the handler lets through.
     pub(crate) allowed_annotations: &'a [String],
     pub(crate) confines: Confines<'a>,
@@ -85,9 +92,13 @@ impl Default for Confines<'_> {
 pub(crate) struct Host {
     /// The daemon's own bounding set: no container can have more.
     pub(crate) capabilities: Vec<Capability>,
-    /// Profiles loaded into AppArmor; `None` on a host without it.
-    pub(crate) apparmor_profiles: Option<Vec<String>>,
-    pub(crate) selinux: bool,
+    pub(crate) modules: SecurityModules,
+    /// Where CDI specifications lie, the later going before the earlier.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// The least OOM score adjustment that a container can have.
+    pub(crate) oom_score_adj_min: i32,
+    /// There is a cgroup controller for huge pages.
+    pub(crate) huge_pages: bool,
     /// Where relative Localhost seccomp profiles lie (the kubelet's `/var/lib/kubelet/seccomp`).
     pub(crate) seccomp_root: PathBuf,
     /// For a container whose request names none; `None` is no limit.
@@ -97,25 +108,38 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Looks at `/proc` and `/sys`. Blocking.
-    pub(crate) fn detect(seccomp_root: PathBuf, pids_limit: Option<i64>, rlimits: Vec<PosixRlimit>) -> Self {
+    /// Looks at `/proc` and `/sys`; `configured` says the rest. Blocking.
+    pub(crate) fn detect(configured: Configured) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let bounding = status
-            .lines()
-            .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())
-            .unwrap_or(0);
-        let apparmor_profiles = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles")
-            .ok()
-            .map(|text| text.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned())).collect());
+        let mask = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        };
+        let effective = process::capabilities_in(mask("CapEff:").unwrap_or(0));
+        let own_score = std::fs::read_to_string("/proc/self/oom_score_adj");
+        let own_score = own_score.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let Configured { seccomp_root, cdi_spec_dirs, pids_limit, rlimits } = configured;
         Self {
-            capabilities: process::capabilities_in(bounding),
-            apparmor_profiles,
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            capabilities: process::capabilities_in(mask("CapBnd:").unwrap_or(0)),
+            modules: SecurityModules::of_host(),
+            cdi_spec_dirs,
+            // proc_pid_oom_score_adj(5).
+            oom_score_adj_min: if effective.contains(&Capability::SysResource) { -1000 } else { own_score },
+            huge_pages: Hierarchy::of_host().is_ok_and(|hierarchy| hierarchy.limits_huge_pages()),
             seccomp_root,
             pids_limit,
             rlimits,
         }
     }
+}
+
+/// What the configuration says about every container.
+#[derive(Debug, Clone)]
+pub(crate) struct Configured {
+    pub(crate) seccomp_root: PathBuf,
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    pub(crate) pids_limit: Option<i64>,
+    pub(crate) rlimits: Vec<PosixRlimit>,
 }
 
 /// Everything a bundle is made of.
@@ -144,6 +168,7 @@ pub(crate) struct Bundle {
     pub(crate) mount_sources: Vec<Option<PathBuf>>,
     /// Folders to make (0755, owned by the container's root) before the runtime is called.
     pub(crate) volumes: Vec<PathBuf>,
+    pub(crate) relabels: Option<Relabels>,
     /// For the log; the container works without.
     pub(crate) warnings: Vec<String>,
 }
@@ -198,8 +223,8 @@ pub(crate) enum BundleError {
     DevicePermissions { path: PathBuf, permissions: String },
     #[error("folder {path:?} has more than {max} devices")]
     TooManyDevices { path: PathBuf, max: usize },
-    #[error("CDI device {0:?} is not supported")]
-    Cdi(String),
+    #[error("use the devices of the Container Device Interface")]
+    Cdi(#[source] CdiError),
     #[error("sysctl {name:?} {why}")]
     Sysctl { name: String, why: &'static str },
     #[error("cgroup parent {parent:?} is not usable: {why}")]
@@ -232,6 +257,18 @@ pub(crate) enum BundleError {
     AppArmorNotLoaded(String),
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    #[error(
+        "AppArmor profile {name:?} is asked for, but the loaded ones cannot be listed; mount securityfs at /sys/kernel/security"
+    )]
+    AppArmorUnreadable {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "selinux_options {0:?} are asked for, but this host has no SELinux; remove them, or choose nodes that have it"
+    )]
+    NoSelinux(String),
     #[error("build the OCI spec")]
     Build(#[from] oci_spec::OciSpecError),
 }
@@ -246,18 +283,24 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
     if security.privileged && !input.pod.privileged {
         return Err(BundleError::Privileged);
     }
-    if let Some(name) = input.spec.cdi_devices.first() {
-        return Err(BundleError::Cdi(name.clone()));
-    }
+    let edits = cdi::edits(&input.host.cdi_spec_dirs, &input.spec.cdi_devices).map_err(BundleError::Cdi)?;
     let mut warnings = Vec::new();
     let image_user = input.image.config().as_ref().and_then(|config| config.user().as_deref());
-    let who = user::resolve(input.rootfs.as_fd(), security, image_user).map_err(BundleError::User)?;
+    let mut who = user::resolve(input.rootfs.as_fd(), security, image_user).map_err(BundleError::User)?;
+    for gid in &edits.additional_gids {
+        if !who.user.supplemental_groups.contains(gid) {
+            who.user.supplemental_groups.push(*gid);
+        }
+    }
     let stop_signal = stop_signal(input.spec, input.image)?;
 
     let capabilities = process::capabilities(security, input.host, &mut warnings)?;
-    let process = process::process(input, &who, &capabilities, &mut warnings)?;
-    let mounts = mounts::mounts(input)?;
-    let linux = linux::linux(input, &capabilities, mounts.rootfs_propagation, &mut warnings)?;
+    let labels = input.host.modules.selinux_labels(security, input.pod)?;
+    let process = process::process(input, &who, &capabilities, &edits, labels.as_ref(), &mut warnings)?;
+    let devices = devices::devices(input, &edits.devices, who.user.uid, &mut warnings)?;
+    let mounts = mounts::mounts(input, &edits.mounts, &devices.binds)?;
+    let propagation = mounts.rootfs_propagation;
+    let linux = linux::linux(input, &capabilities, devices, labels.as_ref(), propagation, &mut warnings)?;
 
     let mut spec = SpecBuilder::default()
         .version("1.2.0")
@@ -275,14 +318,34 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
         let asked = hardened::Asked { spec: input.spec, own, pod_uid: input.pod.uid, masked, readonly };
         hardened::confine(&mut spec, &mut sources, &asked)?;
     }
+    if edits.hooks != Default::default() {
+        spec.set_hooks(Some(edits.hooks));
+    }
+    // Only what is the host's: an image's files have the rootfs' label.
+    let relabels = labels.map(|labels| {
+        let wanted = input.spec.mounts.iter().filter(|mount| mount.selinux_relabel);
+        let host = wanted.filter_map(|mount| match &mount.source {
+            MountSource::Host(path) => Some(path.clone()),
+            MountSource::Image { .. } => None,
+        });
+        Relabels { label: labels.mount, paths: host.collect() }
+    });
     Ok(Bundle {
         spec,
         user: who.user,
         stop_signal,
         mount_sources: sources,
         volumes: mounts.volumes,
+        relabels: relabels.filter(|relabels| !relabels.paths.is_empty()),
         warnings,
     })
+}
+
+/// Host paths that get the container's SELinux label, with all below them, before the runtime is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Relabels {
+    pub(crate) label: String,
+    pub(crate) paths: Vec<PathBuf>,
 }
 
 /// Annotations that steer a runtime on the host's side; no handler can let them through from a pod.

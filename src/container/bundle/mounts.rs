@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
 use super::{BundleError, BundleInput};
+use crate::container::cdi::CdiMount;
 use crate::container::spec::{self, IdMapping, MountSource, NamespaceMode, Propagation};
 
 /// The answer, ready for the spec.
@@ -25,7 +26,11 @@ struct Planned {
     source: Option<PathBuf>,
 }
 
-pub(super) fn mounts(input: &BundleInput<'_>) -> Result<Mounts, BundleError> {
+pub(super) fn mounts(
+    input: &BundleInput<'_>,
+    edits: &[CdiMount],
+    devices: &[(PathBuf, PathBuf)],
+) -> Result<Mounts, BundleError> {
     let mut planned = defaults(input)?;
     let mut rootfs_propagation = None;
     let mut requested = Vec::new();
@@ -39,6 +44,12 @@ pub(super) fn mounts(input: &BundleInput<'_>) -> Result<Mounts, BundleError> {
             Propagation::Bidirectional => rootfs_propagation = Some("rshared"),
         }
         requested.push(one);
+    }
+    for mount in edits {
+        requested.push(of_cdi(mount)?);
+    }
+    for (host, place) in devices {
+        requested.push(bind(destination(place)?, host.clone(), &["rprivate", "nosuid", "noexec", "rw"])?);
     }
     planned.retain(|old| !requested.iter().any(|new| new.mount.destination() == old.mount.destination()));
     let mut volumes = Vec::new();
@@ -196,6 +207,34 @@ fn request(input: &BundleInput<'_>, mount: &spec::Mount) -> Result<Planned, Bund
         planned.mount.set_gid_mappings(Some(mappings(&mount.gid_mappings)?));
     }
     Ok(planned)
+}
+
+/// A mount that a device needs, with the words of the OCI.
+fn of_cdi(wanted: &CdiMount) -> Result<Planned, BundleError> {
+    let place = destination(&wanted.container_path)?;
+    let is_bind = |word: &String| word == "bind" || word == "rbind";
+    let kind = wanted.kind.as_deref().filter(|kind| !kind.is_empty());
+    let mut options = wanted.options.clone();
+    let source = if matches!(kind, None | Some("bind")) || options.iter().any(is_bind) {
+        if !options.iter().any(is_bind) {
+            options.push("rbind".to_owned());
+        }
+        let real = wanted.host_path.canonicalize().map_err(|source| BundleError::MountSource {
+            path: wanted.host_path.clone(),
+            destination: place.clone(),
+            source,
+        })?;
+        Some(real)
+    } else {
+        None
+    };
+    let mount = MountBuilder::default()
+        .destination(place)
+        .typ(if source.is_some() { "bind" } else { kind.unwrap_or("bind") })
+        .source(source.as_ref().unwrap_or(&wanted.host_path))
+        .options(options)
+        .build()?;
+    Ok(Planned { mount, source })
 }
 
 fn mappings(all: &[IdMapping]) -> Result<Vec<LinuxIdMapping>, BundleError> {

@@ -10,8 +10,10 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::lsm::SelinuxLabels;
 use super::{BundleError, BundleInput, Host};
-use crate::container::spec::{ContainerSpec, Security, SecurityProfile, SelinuxOptions};
+use crate::container::cdi::Edits;
+use crate::container::spec::{ContainerSpec, Security};
 use crate::container::user::Resolved;
 
 /// What a container gets that asks for nothing: the least that both CRI-O and containerd give.
@@ -71,9 +73,6 @@ const BY_NUMBER: [Capability; 41] = [
     Capability::Bpf,
     Capability::CheckpointRestore,
 ];
-
-/// The AppArmor profile behind RuntimeDefault, where one of that name is loaded.
-const DEFAULT_APPARMOR: &str = "brig-default";
 
 pub(super) fn capabilities_in(mask: u64) -> Vec<Capability> {
     BY_NUMBER.iter().enumerate().filter(|(n, _)| mask & (1 << n) != 0).map(|(_, one)| *one).collect()
@@ -159,6 +158,8 @@ pub(super) fn process(
     input: &BundleInput<'_>,
     who: &Resolved,
     capabilities: &CapabilitySets,
+    edits: &Edits,
+    labels: Option<&SelinuxLabels>,
     warnings: &mut Vec<String>,
 ) -> Result<Process, BundleError> {
     let security = &input.spec.security;
@@ -171,7 +172,7 @@ pub(super) fn process(
         .terminal(input.spec.tty)
         .user(user)
         .args(args(input.spec, input.image)?)
-        .env(env(input, &who.home)?)
+        .env(env(input, &edits.env, &who.home)?)
         .cwd(cwd(input.spec, input.image))
         .capabilities(capabilities.to_oci()?)
         .no_new_privileges(security.no_new_privs);
@@ -181,12 +182,18 @@ pub(super) fn process(
         let why = "-1000 to 1000 was expected";
         return Err(BundleError::Resource { field: "oom_score_adj", value: score.to_string(), why });
     }
-    builder = builder.oom_score_adj(score);
-    if let Some(profile) = apparmor(security, input.host, warnings)? {
+    let least = input.host.oom_score_adj_min;
+    if score < least {
+        warnings.push(format!(
+            "oom_score_adj is {least} instead of {score}: lowering it takes CAP_SYS_RESOURCE, which brigd lacks"
+        ));
+    }
+    builder = builder.oom_score_adj(score.max(least));
+    if let Some(profile) = input.host.modules.apparmor_profile(security)? {
         builder = builder.apparmor_profile(profile);
     }
-    if let Some((label, _)) = selinux(security, input.host) {
-        builder = builder.selinux_label(label);
+    if let Some(labels) = labels {
+        builder = builder.selinux_label(&labels.process);
     }
     let mut process = builder.build()?;
     // The builder's default is a limit on open files; what is not configured a container inherits from the daemon.
@@ -211,8 +218,8 @@ fn args(spec: &ContainerSpec, image: &ImageConfiguration) -> Result<Vec<String>,
     }
 }
 
-/// Defaults, then the image's, then the request's: the later wins, in the place of the first.
-fn env(input: &BundleInput<'_>, home: &Path) -> Result<Vec<String>, BundleError> {
+/// Defaults, then the image's, the request's, and what devices need: the later wins, in the place of the first.
+fn env(input: &BundleInput<'_>, devices: &[String], home: &Path) -> Result<Vec<String>, BundleError> {
     let mut all: Vec<(String, String)> =
         vec![("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned())];
     if input.spec.tty {
@@ -241,6 +248,9 @@ fn env(input: &BundleInput<'_>, home: &Path) -> Result<Vec<String>, BundleError>
     for (key, value) in &input.spec.envs {
         set(key, value)?;
     }
+    for (key, value) in devices.iter().filter_map(|line| line.split_once('=')) {
+        set(key, value)?;
+    }
     if !all.iter().any(|(key, _)| key == "HOME") {
         all.push(("HOME".to_owned(), home.to_string_lossy().into_owned()));
     }
@@ -252,44 +262,6 @@ fn cwd(spec: &ContainerSpec, image: &ImageConfiguration) -> PathBuf {
     let asked = spec.working_dir.as_deref().filter(|dir| !dir.is_empty()).or(image).unwrap_or("/");
     // `join` keeps an absolute path as it is.
     Path::new("/").join(asked)
-}
-
-fn apparmor(
-    security: &Security,
-    host: &Host,
-    warnings: &mut Vec<String>,
-) -> Result<Option<String>, BundleError> {
-    match (&security.apparmor, &host.apparmor_profiles) {
-        (SecurityProfile::Unconfined, _) | (SecurityProfile::RuntimeDefault, None) => Ok(None),
-        (SecurityProfile::RuntimeDefault, Some(_)) if security.privileged => Ok(None),
-        (SecurityProfile::RuntimeDefault, Some(loaded)) => {
-            if loaded.iter().any(|name| name == DEFAULT_APPARMOR) {
-                return Ok(Some(DEFAULT_APPARMOR.to_owned()));
-            }
-            warnings.push(format!("no AppArmor profile: {DEFAULT_APPARMOR} is not loaded on this host"));
-            Ok(None)
-        }
-        (SecurityProfile::Localhost(name), None) => Err(BundleError::NoAppArmor(name.clone())),
-        (SecurityProfile::Localhost(name), Some(loaded)) => {
-            let short = name.strip_prefix("localhost/").unwrap_or(name);
-            if short.is_empty() || !loaded.iter().any(|known| known == short) {
-                return Err(BundleError::AppArmorNotLoaded(name.clone()));
-            }
-            Ok(Some(short.to_owned()))
-        }
-    }
-}
-
-/// The process label and the mount label; `None` on a host without SELinux.
-pub(super) fn selinux(security: &Security, host: &Host) -> Option<(String, String)> {
-    if !host.selinux {
-        return None;
-    }
-    let SelinuxOptions { user, role, kind, level } = security.selinux.clone().unwrap_or_default();
-    let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
-    let (user, role, level) = (or(user, "system_u"), or(role, "system_r"), or(level, "s0"));
-    let kind = or(kind, if security.privileged { "spc_t" } else { "container_t" });
-    Some((format!("{user}:{role}:{kind}:{level}"), format!("{user}:object_r:container_file_t:{level}")))
 }
 
 /// How a container is asked to stop.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::container::spec::{
     Device, HugepageLimit, ImageSpec, Mount, MountSource, NamespaceMode, Propagation, Resources,
-    SecurityProfile,
+    SecurityProfile, SelinuxOptions,
 };
 
 struct Fixture {
@@ -14,6 +14,7 @@ struct Fixture {
     namespaces: Namespaces,
     host: Host,
     pod_privileged: bool,
+    pod_selinux: Option<SelinuxOptions>,
     user_ns: Option<PathBuf>,
     cgroup_parent: &'static str,
     sysctls: BTreeMap<String, String>,
@@ -42,12 +43,15 @@ impl Fixture {
             host: Host {
                 rlimits: Vec::new(),
                 capabilities: process::capabilities_in(u64::MAX),
-                apparmor_profiles: None,
-                selinux: false,
+                modules: SecurityModules::at(&scratch.path().join("sys")),
+                cdi_spec_dirs: vec![scratch.path().join("cdi")],
+                oom_score_adj_min: -1000,
+                huge_pages: true,
                 seccomp_root: scratch.path().join("seccomp"),
                 pids_limit: None,
             },
             pod_privileged: false,
+            pod_selinux: None,
             user_ns: None,
             cgroup_parent: "/kubepods/pod1",
             sysctls: BTreeMap::new(),
@@ -93,6 +97,7 @@ impl Fixture {
             hostname_file: Some(Path::new("/run/pod/hostname")),
             shm: Some(Path::new("/run/pod/shm")),
             privileged: self.pod_privileged,
+            selinux: self.pod_selinux.as_ref(),
             allowed_annotations: &self.allowed,
             confines: self.confines(),
         };
@@ -112,6 +117,15 @@ impl Fixture {
             image_mounts: &self.image_mounts,
             volumes_dir: self.volumes_dir.as_deref(),
         })
+    }
+
+    /// Makes the host look as if it had a security module: files below `/sys`, by name and content.
+    fn sys(&self, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = self.scratch.path().join("sys").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
     }
 
     /// The document as a runtime reads it.
@@ -418,22 +432,133 @@ fn a_localhost_seccomp_profile_is_read_or_refused_but_never_left_out() {
 }
 
 #[test]
-fn apparmor_is_asked_for_in_vain_where_there_is_none() {
+fn apparmor_profiles_are_those_loaded_now_or_the_container_is_refused() {
     let mut fixture = Fixture::new();
+    let profile = |fixture: &Fixture| fixture.json()["process"].get("apparmorProfile").cloned();
     fixture.spec.security.apparmor = SecurityProfile::RuntimeDefault;
-    assert_eq!(fixture.json()["process"].get("apparmorProfile"), None);
+    assert_eq!(profile(&fixture), None);
     fixture.spec.security.apparmor = SecurityProfile::Localhost("localhost/web".into());
     assert_eq!(
         fixture.error(),
         "AppArmor profile \"localhost/web\" is asked for, but this host has no AppArmor"
     );
-    fixture.host.apparmor_profiles = Some(Vec::new());
+    fixture.sys(&[("module/apparmor/parameters/enabled", "Y\n")]);
     assert_eq!(
         fixture.error(),
-        "AppArmor profile \"localhost/web\" is not loaded on this host; load it with apparmor_parser"
+        "AppArmor profile \"web\" is asked for, but the loaded ones cannot be listed; mount securityfs at /sys/kernel/security"
     );
-    fixture.host.apparmor_profiles = Some(vec!["web".into()]);
-    assert_eq!(fixture.json()["process"]["apparmorProfile"], "web");
+    let list = "kernel/security/apparmor/profiles";
+    fixture.sys(&[(list, "webserver (enforce)\n")]);
+    assert_eq!(
+        fixture.error(),
+        "AppArmor profile \"web\" is not loaded on this host; load it with apparmor_parser"
+    );
+    // Loaded while the daemon runs.
+    fixture.sys(&[(list, "webserver (enforce)\nweb (complain)\na (b) (enforce)\n")]);
+    assert_eq!(profile(&fixture), Some(json!("web")));
+    fixture.spec.security.apparmor = SecurityProfile::Localhost("a (b)".into());
+    assert_eq!(profile(&fixture), Some(json!("a (b)")));
+    fixture.spec.security.apparmor = SecurityProfile::RuntimeDefault;
+    assert_eq!(
+        fixture.error(),
+        "AppArmor profile \"brig-default\" is not loaded on this host; load it with apparmor_parser"
+    );
+    fixture.sys(&[(list, "brig-default (enforce)\n")]);
+    assert_eq!(profile(&fixture), Some(json!("brig-default")));
+    fixture.spec.security.apparmor = SecurityProfile::Unconfined;
+    assert_eq!(profile(&fixture), None);
+    fixture.spec.security.apparmor = SecurityProfile::RuntimeDefault;
+    (fixture.spec.security.privileged, fixture.pod_privileged) = (true, true);
+    assert_eq!(profile(&fixture), None);
+}
+
+#[test]
+fn selinux_labels_come_from_container_pod_and_default_in_this_order() {
+    let mut fixture = Fixture::new();
+    let options = |kind: &str, level: &str| {
+        Some(SelinuxOptions { kind: kind.into(), level: level.into(), ..SelinuxOptions::default() })
+    };
+    fixture.spec.security.selinux = options("container_t", "s0:c1,c2");
+    assert_eq!(
+        fixture.error(),
+        "selinux_options \"::container_t:s0:c1,c2\" are asked for, but this host has no SELinux; remove them, or choose \
+         nodes that have it"
+    );
+    fixture.spec.security.selinux = options("spc_t", "s0");
+    assert_eq!(fixture.json()["process"].get("selinuxLabel"), None);
+    fixture.spec.security.selinux = None;
+    let dir = fixture.scratch.path().canonicalize().unwrap();
+    fixture.spec.mounts =
+        vec![Mount { selinux_relabel: true, ..host_mount("/a", &dir) }, host_mount("/b", &dir)];
+    assert_eq!(fixture.generate().unwrap().relabels, None);
+    fixture.sys(&[("fs/selinux/enforce", "1")]);
+    let labels = |fixture: &Fixture| {
+        let spec = fixture.json();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (text(&spec["process"]["selinuxLabel"]), text(&spec["linux"]["mountLabel"]))
+    };
+    let label = |kind: &str, level: &str| {
+        (format!("system_u:system_r:{kind}:{level}"), format!("system_u:object_r:container_file_t:{level}"))
+    };
+    // 0x11111111 of the pod's id.
+    let own = "s0:c273,c547";
+    assert_eq!(labels(&fixture), label("container_t", own));
+    let relabels = fixture.generate().unwrap().relabels.unwrap();
+    assert_eq!(relabels, Relabels { label: label("", own).1, paths: vec![dir] });
+    fixture.pod_selinux = options("", "s0:c7,c8");
+    assert_eq!(labels(&fixture), label("container_t", "s0:c7,c8"));
+    fixture.spec.security.selinux = options("web_t", "");
+    assert_eq!(labels(&fixture), label("web_t", "s0:c7,c8"));
+    fixture.spec.security.selinux = options("web_t", "s0:c3,c4");
+    assert_eq!(labels(&fixture), label("web_t", "s0:c3,c4"));
+    (fixture.spec.security.selinux, fixture.pod_selinux) = (None, None);
+    (fixture.spec.security.privileged, fixture.pod_privileged) = (true, true);
+    assert_eq!(labels(&fixture), label("spc_t", "s0"));
+}
+
+#[test]
+fn what_this_host_cannot_do_is_left_out_with_a_word_about_it() {
+    let mut fixture = Fixture::new();
+    fixture.spec.resources = Resources {
+        oom_score_adj: Some(-900),
+        hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit_bytes: 0 }],
+        ..Resources::default()
+    };
+    let spec = fixture.json();
+    assert_eq!(spec["process"]["oomScoreAdj"], -900);
+    assert_eq!(spec["linux"]["resources"]["hugepageLimits"], json!([{"pageSize": "2MB", "limit": 0}]));
+    (fixture.host.oom_score_adj_min, fixture.host.huge_pages) = (100, false);
+    let bundle = fixture.generate().unwrap();
+    assert_eq!(
+        bundle.warnings,
+        ["oom_score_adj is 100 instead of -900: lowering it takes CAP_SYS_RESOURCE, which brigd lacks"]
+    );
+    let spec = serde_json::to_value(bundle.spec).unwrap();
+    assert_eq!(spec["process"]["oomScoreAdj"], 100);
+    assert_eq!(spec["linux"]["resources"].get("hugepageLimits"), None);
+    fixture.spec.resources.hugepage_limits[0].limit_bytes = 1;
+    assert_eq!(
+        fixture.generate().unwrap().warnings[1],
+        "huge pages are not limited: this host has no hugetlb controller"
+    );
+}
+
+#[test]
+fn devices_of_a_pod_with_a_user_namespace_are_bound_from_where_the_host_has_them() {
+    let mut fixture = Fixture::new();
+    fixture.user_ns = Some("/run/ns/user".into());
+    fixture.spec.devices = vec![Device {
+        host_path: "/dev/null".into(),
+        container_path: "/dev/mine".into(),
+        permissions: "rw".into(),
+    }];
+    let spec = fixture.json();
+    assert_eq!(spec["linux"]["devices"], json!([]));
+    let mount =
+        spec["mounts"].as_array().unwrap().iter().find(|one| one["destination"] == "/dev/mine").unwrap();
+    assert_eq!(mount["source"], "/dev/null");
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    assert!(rules.contains(&json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"})));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! CreateContainer: ContainerConfig to [`ContainerSpec`].
 
+use std::collections::BTreeMap;
+
 use super::{
-    ARG_BYTES_MAX, BadRequest, absolute, absolute_inside, annotations, arguments, enumerated, image, labels,
-    name, relative, resources, security, text,
+    ARG_BYTES_MAX, BadRequest, absolute, absolute_inside, annotations, arguments, at_most, enumerated, image,
+    labels, name, relative, resources, security, text,
 };
 use crate::container::spec::{ContainerSpec, Device, Mount, MountSource, Propagation, Resources};
 use crate::pod::spec::PodSpec;
@@ -33,7 +35,7 @@ pub(crate) fn container_spec(config: Option<v1::ContainerConfig>) -> Result<Cont
         envs: config.envs.into_iter().enumerate().map(environment).collect::<Result<_, _>>()?,
         mounts: config.mounts.into_iter().enumerate().map(mount).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().enumerate().map(device).collect::<Result<_, _>>()?,
-        cdi_devices: config.cdi_devices.into_iter().enumerate().map(cdi_device).collect::<Result<_, _>>()?,
+        cdi_devices: cdi_devices(config.cdi_devices, &config.annotations)?,
         labels: labels("config.labels", config.labels)?,
         annotations: annotations("config.annotations", config.annotations)?,
         log_path: match config.log_path {
@@ -59,6 +61,12 @@ pub(crate) fn fits_pod(spec: &ContainerSpec, pod: &PodSpec) -> Result<(), BadReq
     if spec.security.privileged && !pod.security.privileged {
         let field = "config.linux.security_context.privileged";
         return Err(BadRequest::needs(field, "a pod whose own security_context is privileged"));
+    }
+    if let Some(own) = &spec.security.namespaces.user
+        && pod.security.namespaces.user.as_ref() != Some(own)
+    {
+        let field = "config.linux.security_context.namespace_options.userns_options";
+        return Err(BadRequest::needs(field, "a pod with the same userns_options"));
     }
     if pod.security.namespaces.user.is_none()
         && let Some(i) = spec.mounts.iter().position(|mount| !mount.uid_mappings.is_empty())
@@ -175,21 +183,44 @@ fn device((i, asked): (usize, v1::Device)) -> Result<Device, BadRequest> {
     })
 }
 
+/// Devices by name, and those of annotations, in which older kubelets pass them on: a list separated by commas under any
+/// name that begins with `cdi.k8s.io/`. A device that is named twice is one device.
+fn cdi_devices(
+    asked: Vec<v1::CdiDevice>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Vec<String>, BadRequest> {
+    let fields = asked.into_iter().enumerate();
+    let mut all: Vec<(String, String)> =
+        fields.map(|(i, device)| (format!("config.CDI_devices[{i}].name"), device.name)).collect();
+    for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with("cdi.k8s.io/")) {
+        let field = format!("config.annotations[{key:?}]");
+        all.extend(value.split(',').map(|name| (field.clone(), name.trim().to_owned())));
+    }
+    let mut names: Vec<String> = Vec::with_capacity(all.len());
+    for (field, name) in all {
+        if !is_cdi_name(&name) {
+            return Err(BadRequest::malformed(field, &name, "must be \"vendor/class=name\""));
+        }
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    at_most("config.CDI_devices", &names, CDI_DEVICES_MAX)?;
+    Ok(names)
+}
+
+/// More than any machine has of what one container can use.
+const CDI_DEVICES_MAX: usize = 1024;
+
 /// `vendor.example/class=name`, as the Container Device Interface qualifies names.
-fn cdi_device((i, asked): (usize, v1::CdiDevice)) -> Result<String, BadRequest> {
+fn is_cdi_name(name: &str) -> bool {
     let word = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':'))
     };
-    let fits = asked.name.split_once('=').is_some_and(|(kind, device)| {
+    name.split_once('=').is_some_and(|(kind, device)| {
         word(device) && kind.split_once('/').is_some_and(|(vendor, class)| word(vendor) && word(class))
-    });
-    if fits {
-        Ok(asked.name)
-    } else {
-        let field = format!("config.CDI_devices[{i}].name");
-        Err(BadRequest::malformed(field, &asked.name, "must be \"vendor/class=name\""))
-    }
+    })
 }
 
 /// The enum's names are ours, but for `SIGRTMINPLUS3` and `SIGRTMAXMINUS3`, which have an operator everywhere else.

@@ -341,6 +341,10 @@ fn user_namespace(at: &str, asked: v1::UserNamespace) -> Result<Option<UserNames
                 let field = format!("{at}.{field}");
                 match list.as_slice() {
                     [] => return Err(BadRequest::missing(field)),
+                    [one] if one.container == 0 && one.host == 0 => {
+                        let limit = "must not be 0: root of the pod would be root of the host";
+                        return Err(BadRequest::malformed(format_args!("{field}[0].host_id"), "0", limit));
+                    }
                     [one] if one.container == 0 => {}
                     [one] => {
                         let limit = "must be 0: a pod without root cannot be set up";
@@ -545,6 +549,12 @@ mod tests {
                 &[map(1, 0, 0)],
                 &good,
                 "u.uids[0].length is \"0\": must be at least 1, and no id may pass 4294967294",
+            ),
+            (
+                pod,
+                &[map(0, 0, 65_536)],
+                &[map(0, 0, 65_536)],
+                "u.uids[0].host_id is \"0\": must not be 0: root of the pod would be root of the host",
             ),
             (v1::NamespaceMode::Container, &good, &good, "u.mode is \"CONTAINER\": must be POD or NODE"),
         ] {

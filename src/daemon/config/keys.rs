@@ -111,6 +111,9 @@ tables! {
         cgroup_driver: CgroupDriver = "\"auto\"", "cgroupfs, systemd or auto";
         /// Relative names of Localhost seccomp profiles are looked up here; the kubelet's own directory.
         seccomp_root: PathBuf = "\"/var/lib/kubelet/seccomp\"", "absolute path";
+        /// Specifications of the Container Device Interface, for devices named vendor/class=name. Of two that describe
+        /// the same device the one in the later directory counts; the files are read for every container that names one.
+        cdi_spec_dirs: Vec<PathBuf> = "[\"/etc/cdi\", \"/var/run/cdi\"]", "list of absolute paths";
         /// Size of /dev/shm of a pod. What Docker and containerd give, so images behave the same.
         shm_size: Bytes = "\"64 MiB\"", "size", "\"64 KiB\"" to "\"64 GiB\"";
         /// Most processes and threads in a container whose pod sets no limit; 0 is no limit, because the kubelet sets

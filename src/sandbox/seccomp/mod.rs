@@ -139,4 +139,4 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

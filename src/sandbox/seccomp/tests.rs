@@ -59,6 +59,18 @@ fn run(program: &[Insn], call: &Call) -> (u32, usize) {
     }
 }
 
+/// The error number that a call of the native architecture, or of i386, fails with under `profile`; 0 where it is allowed.
+pub(crate) fn decide(profile: &LinuxSeccomp, name: &str, i386: bool, args: &[u64]) -> u32 {
+    let machine = if i386 { Machine::X86 } else { Machine::NATIVE };
+    let mut all = [0; 6];
+    all[..args.len()].copy_from_slice(args);
+    match run(&compile(profile).unwrap().insns, &Call::new(name, machine, all)).0 {
+        ALLOW => 0,
+        errno if errno & 0xffff_0000 == 0x0005_0000 => errno & 0xffff,
+        other => panic!("{name} is neither allowed nor refused: {other:#x}"),
+    }
+}
+
 fn profile(value: Value) -> LinuxSeccomp {
     serde_json::from_value(value).unwrap()
 }

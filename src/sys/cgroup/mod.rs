@@ -237,6 +237,16 @@ impl Hierarchy {
         }
     }
 
+    /// Whether a container's huge pages can be limited here.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn limits_huge_pages(&self) -> bool {
+        match (&self.v2, self.mode()) {
+            (Some(root), Mode::V2) => std::fs::read_to_string(root.join("cgroup.controllers"))
+                .is_ok_and(|text| text.split_whitespace().any(|name| name == "hugetlb")),
+            _ => self.v1_root(Controller::Hugetlb).is_some(),
+        }
+    }
+
     fn v1_root(&self, controller: Controller) -> Option<&Path> {
         self.v1.iter().find(|mount| mount.controllers.contains(&controller)).map(|mount| mount.root.as_path())
     }

@@ -54,6 +54,8 @@ for _ in $(seq 300); do [ -s "$work/port" ] && break; sleep 0.1; done
 [ -s "$work/port" ] || { echo "the registry did not start" >&2; exit 1; }
 
 printf '[registries]\ncerts_dir = ["%s"]\n' "$work/certs" >"$work/config.toml"
+# What the handler needs besides.
+if [ -e "$here/config-$handler.toml" ]; then cat "$here/config-$handler.toml" >>"$work/config.toml"; fi
 socket=unix://$work/brig.sock
 "$bin/brigd" --config "$work/config.toml" --root "$work/root" --run "$work/run" --listen "$socket" \
     --log-level debug >"$out/brigd.log" 2>&1 &
@@ -61,7 +63,9 @@ brigd=$!
 for _ in $(seq 100); do [ -S "$work/brig.sock" ] && break; sleep 0.1; done
 
 skip=""
-[ "$all" = no ] && skip=$(grep -v -e '^#' -e '^$' "$here/skip.txt" | cut -f1 | paste -sd'|')
+lists=("$here/skip.txt")
+[ -e "$here/skip-$handler.txt" ] && lists+=("$here/skip-$handler.txt")
+[ "$all" = no ] && skip=$(cat "${lists[@]}" | grep -v -e '^#' -e '^$' | cut -f1 | paste -sd'|')
 status=0
 "$critest" -runtime-endpoint "$socket" -image-endpoint "$socket" -runtime-handler "$handler" \
     -ginkgo.no-color -ginkgo.v -ginkgo.junit-report "$out/junit.xml" ${skip:+-ginkgo.skip "$skip"} ${focus:+-ginkgo.focus "$focus"} \

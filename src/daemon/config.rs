@@ -459,7 +459,7 @@ mod tests {
             ),
             (
                 "[runtime]\ndefault_handler = \"kata\"",
-                ":2: default_handler = \"kata\" in [runtime] must be a declared handler: brig, runc",
+                ":2: default_handler = \"kata\" in [runtime] must be a declared handler: brig, brig-hardened, runc",
             ),
             ("[network]\nmtu = 600", ":2: mtu = 600 in [network] must be 0 or from 1280 to 65535"),
             (

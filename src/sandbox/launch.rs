@@ -27,6 +27,9 @@ use crate::sys::{fd, pty, signal};
 /// /etc/passwd of an image is read for one thing, the home directory.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
 
+/// unix(7): `sun_path` has 108 bytes, the last of which is NUL. A longer path is reached by its folder's descriptor.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// What a process shall be confined by, prepared on the host's side.
 #[derive(Debug)]
 pub(super) struct Confinement {
@@ -229,9 +232,19 @@ pub(super) fn send_fd(socket: &OwnedFd, fd: &OwnedFd, bytes: &[u8]) -> io::Resul
 
 /// Connects to a unix socket of the engine's, by its path on the host.
 pub(super) fn connect(path: &Path) -> Result<OwnedFd, Error> {
-    std::os::unix::net::UnixStream::connect(path)
-        .map(OwnedFd::from)
-        .attempt(|| format!("connect to {}", path.display()))
+    let attempted = || format!("connect to {}", path.display());
+    let (mut short, mut folder) = (path.to_owned(), None);
+    if path.as_os_str().len() > SOCKET_PATH_MAX
+        && let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+    {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(parent, flags, Mode::empty()).attempt(attempted)?;
+        short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd())).join(name);
+        folder = Some(open);
+    }
+    let connected = std::os::unix::net::UnixStream::connect(short).map(OwnedFd::from).attempt(attempted);
+    drop(folder);
+    connected
 }
 
 /// chdir(2), and a look at where that led: a directory outside the root, reached through a descriptor that someone

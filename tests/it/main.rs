@@ -7,6 +7,7 @@ mod chaos;
 mod cli;
 mod escape;
 mod fixture;
+mod gvisor;
 mod images;
 mod pods;
 mod rpcs;

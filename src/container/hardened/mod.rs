@@ -389,3 +389,79 @@ fn confine_linux(spec: &mut Spec, asked: &Asked<'_>) {
     }
     linux.set_resources(Some(resources));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::spec::Namespaces;
+
+    fn own(folders: &[&str]) -> Hardened {
+        Hardened { host_paths: folders.iter().map(PathBuf::from).collect(), ..Hardened::default() }
+    }
+
+    #[test]
+    fn a_mount_comes_from_the_pods_own_folder_or_not_at_all() {
+        let own = own(&["/var/lib/kubelet/pods/{uid}", "/srv/shared"]);
+        for (path, uid, expected) in [
+            ("/var/lib/kubelet/pods/u-1/volumes/x", "u-1", true),
+            ("/var/lib/kubelet/pods/u-1", "u-1", true),
+            ("/var/lib/kubelet/pods/u-2/volumes/x", "u-1", false),
+            ("/var/lib/kubelet/pods/u-11", "u-1", false),
+            ("/var/lib/kubelet/pods", "u-1", false),
+            ("/var/lib/kubelet/pods/u-1/../u-2", "u-1", false),
+            ("/var/lib/kubelet/pods/../x", "..", false),
+            ("/var/lib/kubelet/pods/x", "", false),
+            ("/srv/shared/x", "", true),
+            ("/srv/sharedness", "u-1", false),
+            ("/", "u-1", false),
+        ] {
+            assert_eq!(allowed(Path::new(path), &own, uid), expected, "{path} of {uid:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_refused_by_the_field_that_undoes_its_confinement() {
+        let node = |set: fn(&mut Namespaces)| {
+            let mut security = Security::default();
+            set(&mut security.namespaces);
+            security
+        };
+        for (security, field) in [
+            (Security { privileged: true, ..Security::default() }, "linux.security_context.privileged"),
+            (
+                node(|all| all.network = NamespaceMode::Node),
+                "linux.security_context.namespace_options.network",
+            ),
+            (node(|all| all.pid = NamespaceMode::Node), "linux.security_context.namespace_options.pid"),
+            (node(|all| all.ipc = NamespaceMode::Node), "linux.security_context.namespace_options.ipc"),
+            (
+                Security { run_as_user: Some(RunAsUser::Uid(65_536)), ..Security::default() },
+                "linux.security_context.run_as_user",
+            ),
+            (
+                Security { supplemental_groups: vec![1, 70_000], ..Security::default() },
+                "linux.security_context.supplemental_groups",
+            ),
+        ] {
+            assert_eq!(check_pod(&security).unwrap_err().field, field);
+        }
+        assert_eq!(check_pod(&Security::default()), Ok(()));
+    }
+
+    #[test]
+    fn a_container_may_add_no_capability_that_opens_a_part_of_the_kernel() {
+        let with = |name: &str| {
+            let capabilities = Capabilities { add: vec![name.to_owned()], ..Capabilities::default() };
+            let security = Security { capabilities, ..Security::default() };
+            check_container(&ContainerSpec { security, ..ContainerSpec::default() }, &own(&[]), "u").is_ok()
+        };
+        for name in ["CAP_CHOWN", "CAP_NET_BIND_SERVICE", "CAP_SETPCAP", "CAP_AUDIT_WRITE"] {
+            assert!(with(name), "{name}");
+        }
+        for name in
+            ["ALL", "CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_BPF"]
+        {
+            assert!(!with(name), "{name}");
+        }
+    }
+}

@@ -93,6 +93,13 @@ impl Arena {
         self.scratch.path().join("canary")
     }
 
+    /// Puts the canary back, so that one attack that succeeds is not counted for the next.
+    fn restore(&self) {
+        std::fs::remove_dir_all(self.canary()).ok();
+        std::fs::create_dir(self.canary()).expect("a folder");
+        std::fs::write(self.canary().join("file"), SECRET).expect("the canary");
+    }
+
     fn volume(&self, name: &str) -> PathBuf {
         let path = self.scratch.path().join("volumes").join(name);
         std::fs::create_dir_all(&path).expect("a folder");

@@ -193,6 +193,7 @@ fn privileged_isolation_table() {
         let mut held = 0;
         for (name, reference, attack) in ATTACKS {
             // A panic is a call that did not even answer as it should.
+            arena.restore();
             let outcome = catch_unwind(AssertUnwindSafe(|| attack(&arena)));
             let outcome = outcome.unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();

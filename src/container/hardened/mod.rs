@@ -302,11 +302,10 @@ fn confine_mounts(
             // The pod's own shared memory is a tmpfs made for it; what is in there has the pod's ids already.
             (Some(_), _) if place == Path::new("/dev/shm") => {}
             (Some(path), _) => {
-                let of_request = asked
-                    .spec
-                    .mounts
-                    .iter()
-                    .any(|one| one.container_path == place && matches!(one.source, MountSource::Host(_)));
+                let mut requested =
+                    asked.spec.mounts.iter().filter(|one| clean(&one.container_path) == place);
+                let of_request = requested.clone().any(|one| matches!(one.source, MountSource::Host(_)));
+                let of_image = requested.any(|one| matches!(one.source, MountSource::Image { .. }));
                 if of_request && !allowed_resolved(path, asked) {
                     return forbidden("mounts.host_path", path.display(), OUTSIDE);
                 }
@@ -315,7 +314,8 @@ fn confine_mounts(
                         options.push(option.to_owned());
                     }
                 }
-                if mount.uid_mappings().is_none() {
+                // An overlay, as an image volume is, takes no mapping; it is read-only, and its files are nobody's.
+                if mount.uid_mappings().is_none() && !of_image {
                     options.push("ridmap".to_owned());
                 }
             }
@@ -337,6 +337,20 @@ fn confine_mounts(
     }
     spec.set_mounts(Some(mounts));
     Ok(())
+}
+
+/// A place in the container as the spec names it: without `.` and `..`.
+fn clean(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut clean, part| {
+        match part {
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::CurDir => {}
+            other => clean.push(other),
+        }
+        clean
+    })
 }
 
 fn is(source: &Option<PathBuf>, path: &str) -> bool {

@@ -39,7 +39,7 @@ fn privileged_a_hardened_handler_names_the_field_that_it_refuses() {
     {
         let mut mount = plain();
         mount.mounts.push(Mount {
-            container_path: "/host".into(),
+            container_path: "/x/../host".into(),
             host_path: path.display().to_string(),
             ..Default::default()
         });

@@ -6,7 +6,6 @@
 //!
 //! Not issued, because they would end the prober whatever the filter says: exit, exit_group, rt_sigreturn, and fork and
 //! vfork, of which every other check is proof.
-#![allow(unsafe_code, reason = "an attacker calls the kernel directly")]
 
 use std::ffi::{CString, c_char, c_int, c_long, c_uint};
 use std::fs;

@@ -113,13 +113,9 @@ pub(crate) fn check_container(spec: &ContainerSpec, own: &Hardened, pod_uid: &st
             }
         }
     }
-    for (i, device) in spec.devices.iter().enumerate() {
+    if let Some(device) = spec.devices.first() {
         let path = device.host_path.display();
-        return forbidden(
-            format!("devices[{i}].host_path"),
-            path,
-            "devices of the host are not for its pods",
-        );
+        return forbidden("devices[0].host_path", path, "devices of the host are not for its pods");
     }
     if let Some(name) = spec.cdi_devices.first() {
         return forbidden("CDI_devices[0].name", name, "devices of the host are not for its pods");

@@ -4,7 +4,7 @@
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 DIST := target/dist
 
-.PHONY: setup build test test-vm demo bench install uninstall clean
+.PHONY: setup build test test-vm demo bench isolation install uninstall clean
 
 setup:
 	@deploy/setup.sh
@@ -32,6 +32,10 @@ demo: build
 # ONLY="life crowd" takes only those parts.
 bench: build
 	@tests/run.sh bench $(ONLY)
+
+# What a container of each handler can reach of the host, and which of the known ways out are shut.
+isolation: setup
+	@tests/run.sh isolation
 
 install: build
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" deploy/install.sh install

@@ -84,6 +84,8 @@ for _ in $(seq 600); do [ -s "$work/port" ] && break; sleep 0.1; done
 {
     printf '[registries]\ncerts_dir = ["%s"]\n' "$work/certs"
     [ -z "$runtime" ] || printf '[handlers.%s]\npath = "%s"\n' "$handler" "$runtime"
+    # What the handler needs besides.
+    [ -n "$runtime" ] || [ ! -e "$here/config-$handler.toml" ] || cat "$here/config-$handler.toml"
     [ -z "$config" ] || cat "$config"
 } >"$work/config.toml"
 socket=unix://$work/brig.sock
@@ -112,4 +114,7 @@ junit=$(find "$work" -maxdepth 3 -name junit.xml -not -path "$work/root/*" | hea
 [ -n "$junit" ] || { echo "critest did not end; see $out/critest.log" >&2; tail -n 20 "$out/critest.log" >&2; exit 1; }
 cp "$junit" "$out/junit.xml"
 echo "critest: handler $handler, $transport, $parallel at a time, seed $seed, $took s"
-python3 "$here/report.py" "$out/junit.xml" "$here/skip.txt" | tee "$out/table.txt"
+skips=("$here/skip.txt")
+[ ! -e "$here/skip-$handler.txt" ] || skips+=("$here/skip-$handler.txt")
+cat "${skips[@]}" >"$work/skip.txt"
+python3 "$here/report.py" "$out/junit.xml" "$work/skip.txt" | tee "$out/table.txt"

@@ -28,6 +28,12 @@ need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
 
 command -v cargo >/dev/null || { echo "setup: no cargo; install a Rust toolchain first: https://rustup.rs" >&2; exit 1; }
 
+# gVisor, for the tests and the isolation table of its handler. Debian 12 has it; elsewhere they leave it out. The newer
+# one of bookworm-backports panics when a task blocks.
+if ! command -v runsc >/dev/null && grep -qs '^VERSION_ID="12"' /etc/os-release && grep -qs '^ID=debian' /etc/os-release; then
+    missing+=(runsc/bookworm)
+fi
+
 if [ ${#missing[@]} -gt 0 ]; then
     echo "setup: installing ${missing[*]}"
     command -v apt-get >/dev/null || { echo "setup: no apt-get; install these yourself: ${missing[*]}" >&2; exit 1; }

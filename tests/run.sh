@@ -6,6 +6,7 @@
 # looked for afterwards, and whatever is left fails the run.
 #
 # STAGES="fmt unit" runs only those, FILTER=words only tests whose names hold them. Without root the stages that need it are refused, not skipped.
+# `tests/run.sh isolation` prints what is within reach of a container of every handler.
 # `tests/run.sh bench [PART…]` runs the benchmark instead, in namespaces of the same kind, with the binaries of target/dist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -126,6 +127,15 @@ if [ "${1:-}" = bench ]; then
     cargo bench --quiet --no-run --bench bench
     shift
     BRIG_TEST_BIN_DIR=$PWD/target/dist isolated cargo bench --quiet --offline --bench bench -- "$@"
+    exit
+fi
+
+# `make isolation`: the table of tests/it/escape/table.rs, with the binaries that the integration tests use.
+if [ "${1:-}" = isolation ]; then
+    [ -n "${STAGES:-}" ] || helpers
+    cargo test --quiet --no-run --test it
+    BRIG_TEST_BIN_DIR=$PWD/target/test-bin CARGO_NET_OFFLINE=true isolated \
+        cargo test --quiet --test it -- --ignored --exact --nocapture escape::table::privileged_isolation_table
     exit
 fi
 

@@ -14,6 +14,7 @@ use rustix::fs::{CWD, FileType};
 
 use super::bundle::{self, Bundle, BundleInput};
 use super::handler::Handler;
+use super::hardened;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
 use super::relabel::relabel;
@@ -86,6 +87,11 @@ impl Containers {
             Reserved::Existing(id) => return Ok(id),
             Reserved::New(making) => making,
         };
+        if let Some(own) = &placement.handler.hardened {
+            hardened::check_container(&spec, own, &placement.place.uid).map_err(|forbidden| {
+                ContainerError::Bundle { name: spec.name.clone(), source: Arc::new(forbidden.into()) }
+            })?;
+        }
         if let Some(mount) = spec.mounts.iter().find(|mount| mount.recursive_read_only)
             && !placement.handler.features.recursive_read_only
         {

@@ -17,9 +17,26 @@ pub(crate) struct Handler {
     /// Our own sandbox: takes mounts as file descriptors, so nothing of a pod shows in the host's mount table.
     pub bundled: bool,
     pub systemd_cgroup: bool,
+    /// `Some` for a handler for pods that nobody vouches for. It is bundled then.
+    pub hardened: Option<Hardened>,
+    /// What stands behind `RuntimeDefault` instead of the embedded profile: a file.
+    pub seccomp_profile: Option<PathBuf>,
+    /// `Unconfined` is honoured; otherwise it becomes `RuntimeDefault`.
+    pub allow_unconfined: bool,
+    /// Before the node's own limit; `None` leaves that.
+    pub pids_limit: Option<i64>,
     /// Pod and container annotations with these keys, or that begin with what stands before a `*`, reach the OCI config.
     pub allowed_annotations: Vec<String>,
     pub features: Features,
+}
+
+/// The settings of a hardened handler; the rest of its policy is fixed, in `hardened.rs`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Hardened {
+    /// Folders that mounts may come from; a component `{uid}` is the pod's uid.
+    pub host_paths: Vec<PathBuf>,
+    pub whole_proc: bool,
+    pub hide_processes: bool,
 }
 
 /// What not every runtime can do; announced to the kubelet, which keeps such pods from the handlers that cannot.
@@ -30,6 +47,11 @@ pub(crate) struct Features {
 }
 
 impl Handler {
+    /// As the configuration has it.
+    pub(crate) fn level(&self) -> &'static str {
+        if self.hardened.is_some() { "hardened" } else { "standard" }
+    }
+
     /// How a monitor calls it.
     pub(crate) fn runtime(&self) -> Runtime {
         Runtime {

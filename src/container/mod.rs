@@ -25,6 +25,7 @@ pub(crate) mod create;
 pub(crate) mod exec;
 mod exit;
 pub(crate) mod handler;
+pub(crate) mod hardened;
 mod metrics;
 pub(crate) mod place;
 mod reclaim;

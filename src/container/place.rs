@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::bundle::{BundleError, PodView, cgroups_path};
+use super::bundle::{BundleError, Confines, PodView, cgroups_path};
 use super::handler::Handler;
 use super::spec::{NamespaceMode, Namespaces, SelinuxOptions};
 use crate::id::PodId;
@@ -70,6 +70,12 @@ impl PodPlace {
             privileged: self.privileged,
             selinux: self.selinux.as_ref(),
             allowed_annotations: &handler.allowed_annotations,
+            confines: Confines {
+                hardened: handler.hardened.as_ref(),
+                seccomp_profile: handler.seccomp_profile.as_deref(),
+                allow_unconfined: handler.allow_unconfined,
+                pids_limit: handler.pids_limit,
+            },
         }
     }
 

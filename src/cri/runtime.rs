@@ -511,7 +511,24 @@ impl Runtime {
     fn own_info(&self) -> BTreeMap<String, String> {
         let about = &self.all.about;
         let config = serde_json::json!({ "stateDir": about.root, "runDir": about.run, "toml": about.toml });
-        BTreeMap::from([("config".to_owned(), config.to_string())])
+        let handlers: serde_json::Map<_, _> = self
+            .all
+            .pods
+            .handlers()
+            .iter()
+            .map(|(name, handler)| {
+                let told = serde_json::json!({
+                    "path": handler.path,
+                    "level": handler.level(),
+                    "installed": handler.path.exists(),
+                });
+                (name.clone(), told)
+            })
+            .collect();
+        BTreeMap::from([
+            ("config".to_owned(), config.to_string()),
+            ("handlers".to_owned(), serde_json::Value::Object(handlers).to_string()),
+        ])
     }
 }
 

@@ -109,6 +109,8 @@ impl Refusal for PodError {
             }
             Self::Denied { .. } | Self::NoRuntime { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } | Self::Busy { .. } => Kind::AlreadyExists,
+            Self::Forbidden { .. } => Kind::InvalidArgument,
+            Self::Ids { .. } => Kind::ResourceExhausted,
             Self::File { source, .. } => of_io(source),
             Self::Container(error) => error.kind(),
             Self::Monitor { source, .. } => source.kind(),

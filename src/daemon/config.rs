@@ -21,17 +21,19 @@ use ipnet::IpNet;
 pub(crate) use self::keys::{Handler, Images, Metrics, Network, Registries, Runtime, Server, Stream};
 use self::keys::{Key, Table};
 use self::source::{Origin, Sources};
-pub(crate) use self::value::{CgroupDriver, LogFormat, LogLevel, Program, Ulimit, UnixAddress};
+pub(crate) use self::value::{CgroupDriver, Level, LogFormat, LogLevel, Program, Ulimit, UnixAddress};
 use super::args::Args;
 
 /// Where the file is unless `--config` names another.
 pub(crate) const CONFIG_FILE: &str = "/etc/brig/config.toml";
 /// The handler that is `brig-sandbox`.
 pub(crate) const BUNDLED_HANDLER: &str = "brig";
+/// The handler that is `brig-sandbox` for pods that nobody vouches for.
+pub(crate) const HARDENED_HANDLER: &str = "brig-hardened";
 /// The bundled OCI runtime's binary, beside `brigd`.
 pub(crate) const BUNDLED_BINARY: &str = "brig-sandbox";
 /// Handlers that exist without being declared.
-const BUILT_IN_HANDLERS: [&str; 2] = [BUNDLED_HANDLER, "runc"];
+const BUILT_IN_HANDLERS: [&str; 3] = [BUNDLED_HANDLER, HARDENED_HANDLER, "runc"];
 /// A handler's name is a DNS label (Kubernetes RuntimeClass.handler, RFC 1123): at most 63 bytes.
 const HANDLER_NAME_MAX: usize = 63;
 
@@ -111,13 +113,7 @@ impl Config {
         let handlers = BUILT_IN_HANDLERS
             .into_iter()
             .chain(declared)
-            .map(|name| {
-                let mut handler = Handler::read(&sources.table(&format!("handlers.{name}")))?;
-                if handler.path == Program::Default && name != BUNDLED_HANDLER {
-                    handler.path = Program::OnPath(name.to_owned());
-                }
-                Ok((name.to_owned(), handler))
-            })
+            .map(|name| Ok((name.to_owned(), read_handler(sources, name)?)))
             .collect::<Result<_, ConfigError>>()?;
         let config = Self {
             server: Server::read(&sources.table("server"))?,
@@ -172,6 +168,11 @@ impl Config {
                 "subnets",
                 "one IPv4 network (/8 to /30), one IPv6 network (/32 to /120), or one of each",
             );
+        }
+        let ids_end = u64::from(self.runtime.id_pool_first) + u64::from(self.runtime.id_pool_pods) * 65_536;
+        // Ids above are taken for negative numbers by many programs.
+        if ids_end > 1 << 31 {
+            return refuse("runtime", "id_pool_pods", "so few that the ids end below 2147483648");
         }
         // RFC 8200 section 5: no link may have less, and every IPv4 stack copes with it.
         if self.network.mtu != 0 && self.network.mtu < 1280 {
@@ -229,6 +230,35 @@ impl Handler {
             }
         }
     }
+}
+
+/// A handler's table, with what its name alone decides.
+fn read_handler(sources: &Sources, name: &str) -> Result<Handler, ConfigError> {
+    let table = format!("handlers.{name}");
+    let raw = sources.table(&table);
+    let mut handler = Handler::read(&raw)?;
+    if name == HARDENED_HANDLER {
+        if raw.is_set("level") && handler.level != Level::Hardened {
+            return Err(raw.refuse("level", "hardened for this handler; declare another one for less".into()));
+        }
+        handler.level = Level::Hardened;
+    }
+    let hardened = handler.level == Level::Hardened;
+    if handler.path == Program::Default && name != BUNDLED_HANDLER && !hardened {
+        handler.path = Program::OnPath(name.to_owned());
+    }
+    let bundled = match &handler.path {
+        Program::Default => true,
+        Program::At(path) => path.file_name().is_some_and(|file| file == BUNDLED_BINARY),
+        Program::OnPath(program) => program == BUNDLED_BINARY,
+    };
+    if hardened && !bundled {
+        return Err(raw.refuse("path", format!("empty or {BUNDLED_BINARY}, because the level is hardened")));
+    }
+    if hardened && handler.seccomp_profile.is_some() {
+        return Err(raw.refuse("seccomp_profile", "empty, because the level is hardened".into()));
+    }
+    Ok(handler)
 }
 
 /// The tables with fixed names, and their keys.
@@ -346,7 +376,10 @@ mod tests {
         assert_eq!(config.server.listen.0, Path::new("/run/brig/brig.sock"));
         assert_eq!(config.runtime.default_handler, "brig");
         assert_eq!(config.runtime.shm_size, Bytes::mib(64));
-        assert_eq!(config.handlers.keys().collect::<Vec<_>>(), ["brig", "runc"]);
+        assert_eq!(config.handlers.keys().collect::<Vec<_>>(), ["brig", "brig-hardened", "runc"]);
+        assert_eq!(config.handlers["brig"].level, Level::Standard);
+        assert_eq!(config.handlers["brig-hardened"].level, Level::Hardened);
+        assert_eq!(config.handlers["brig-hardened"].path, Program::Default);
         assert_eq!(config.handlers["brig"].path, Program::Default);
         assert_eq!(config.handlers["runc"].path, Program::OnPath("runc".into()));
         assert_eq!(config.stream.idle_timeout, Duration::from_secs(4 * 3600));
@@ -434,7 +467,7 @@ mod tests {
             ),
             (
                 "[runtime]\ndefault_handler = \"kata\"",
-                ":2: default_handler = \"kata\" in [runtime] must be a declared handler: brig, runc",
+                ":2: default_handler = \"kata\" in [runtime] must be a declared handler: brig, brig-hardened, runc",
             ),
             ("[network]\nmtu = 600", ":2: mtu = 600 in [network] must be 0 or from 1280 to 65535"),
             (

@@ -238,6 +238,9 @@ async fn collect_leftovers(node: &Node) {
     }
     let run = node.config.server.run.clone();
     let pods: HashSet<String> = pods.iter().map(|pod| pod.id().to_string()).collect();
+    if let Err(error) = node.pods.ids().collect(&pods) {
+        tracing::warn!(error = %chain(&error), "cannot give back the ids of pods that are gone");
+    }
     let containers: HashSet<String> = node.pods.containers().ids().iter().map(ToString::to_string).collect();
     blocking(move || {
         remove_unknown(&run.join("pods"), &pods, |path| {

@@ -11,9 +11,9 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::config::{self, CgroupDriver, Config, LogFormat, Program};
+use super::config::{self, CgroupDriver, Config, Level, LogFormat, Program};
 use super::{apparmor, features};
-use crate::container::handler::{Features, Handler};
+use crate::container::handler::{Features, Handler, Hardened};
 use crate::container::{self, Containers};
 use crate::cri::{About, Services};
 use crate::events::Bus;
@@ -23,6 +23,7 @@ use crate::image::{Limits, Store, StoreError};
 use crate::metrics::own::Own;
 use crate::monitor::spawn::SmallMountNamespace;
 use crate::network::{Network, NetworkConfig, NetworkError};
+use crate::pod::ids::{IdPool, IdsError};
 use crate::pod::{self, Pods};
 use crate::records::{Records, RecordsError, Rows};
 use crate::stream;
@@ -79,6 +80,8 @@ pub(crate) enum SetupError {
         "runtime.cgroup_driver is systemd, but systemd is not this machine's first process; set it to cgroupfs"
     )]
     NoSystemd,
+    #[error("cannot read which ids pods have")]
+    Ids(#[source] IdsError),
     #[error("cannot make a small mount namespace for monitors")]
     Mounts(#[source] io::Error),
 }
@@ -149,6 +152,10 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             ..PullConfig::default()
         },
     );
+    let ids = {
+        let (dir, runtime) = (run.join("ids"), config.runtime.clone());
+        blocking(move || IdPool::open(dir, runtime.id_pool_first, runtime.id_pool_pods)).await
+    };
     let bus = Bus::default();
     blocking(|| apparmor::ensure_default_profile(&container::bundle::SecurityModules::of_host())).await;
     let containers = Containers::new(
@@ -179,6 +186,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             default_handler: config.runtime.default_handler.clone(),
             small_mounts: Some(Arc::new(small_mounts)),
             shm_size: config.runtime.shm_size,
+            ids: Arc::new(ids.map_err(SetupError::Ids)?),
             monitor_oom_score_adj: config.runtime.monitor_oom_score_adj,
         },
     );
@@ -287,6 +295,14 @@ async fn handlers(config: &Config, bin: &Path, systemd_cgroups: bool) -> HashMap
             options: handler.options.clone(),
             allowed_annotations: handler.allowed_annotations.clone(),
             systemd_cgroup: handler.systemd_cgroup && systemd_cgroups,
+            hardened: (handler.level == Level::Hardened).then(|| Hardened {
+                host_paths: handler.host_paths.iter().map(|folder| folder.0.clone()).collect(),
+                whole_proc: handler.whole_proc,
+                hide_processes: handler.hide_processes,
+            }),
+            seccomp_profile: handler.seccomp_profile.clone(),
+            allow_unconfined: handler.allow_unconfined,
+            pids_limit: (handler.pids_limit != 0).then(|| i64::from(handler.pids_limit)),
             features: if bundled { features::of_bundled() } else { Features::default() },
             bundled,
             path,

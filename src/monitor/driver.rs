@@ -433,7 +433,9 @@ impl Supervisor {
             (ContainerState::Exited, ..) => return Ok(Some(Reply::Done)),
             (_, Some(pid), Some(process)) => {
                 // Where the first process is PID 1, the kernel ends the others with it (pid_namespaces(7)).
-                if !all || (number == SIGKILL && reap::is_init(pid)) {
+                // Before the start there are no others, and some runtimes (gVisor's) signal nothing that is not started.
+                let alone = container.state == ContainerState::Created;
+                if !all || alone || (number == SIGKILL && reap::is_init(pid)) {
                     match signal::send(process, number) {
                         // Reaped just now.
                         Err(error)

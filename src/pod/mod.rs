@@ -18,6 +18,7 @@
 
 mod adopt;
 mod cgroup;
+pub(crate) mod ids;
 mod metrics;
 pub(crate) mod record;
 mod remove;
@@ -133,6 +134,18 @@ pub(crate) enum PodError {
         "the binary {path} of handler {handler:?} is missing; install it or change [handlers.{handler}] path"
     )]
     NoRuntime { handler: String, path: PathBuf },
+    #[error("pod {name:?}")]
+    Forbidden {
+        name: String,
+        #[source]
+        source: crate::container::hardened::Forbidden,
+    },
+    #[error("cannot give pod {name:?} ids of its own")]
+    Ids {
+        name: String,
+        #[source]
+        source: Arc<ids::IdsError>,
+    },
     #[error(
         "pod {name:?} asks for a user namespace, which handler {handler:?} does not support; use another handler"
     )]
@@ -213,6 +226,8 @@ pub(crate) struct Settings {
     /// table of its monitor, and a busy host's has thousands of entries.
     pub small_mounts: Option<Arc<OwnedFd>>,
     pub shm_size: crate::units::Bytes,
+    /// Host ids for pods of hardened handlers.
+    pub ids: Arc<ids::IdPool>,
     /// So that the kernel kills a container before its monitor.
     pub monitor_oom_score_adj: i32,
 }
@@ -346,6 +361,10 @@ impl Pods {
 
     pub(crate) fn default_handler(&self) -> &str {
         &self.0.settings.default_handler
+    }
+
+    pub(crate) fn ids(&self) -> &Arc<ids::IdPool> {
+        &self.0.settings.ids
     }
 
     fn pod_dir(&self, id: &PodId) -> PathBuf {

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::spec::PodSpec;
 use super::state::State;
+use crate::container::hardened;
 use crate::container::place::PodPlace;
-use crate::container::spec::Resources;
+use crate::container::spec::{Namespaces, Resources};
 use crate::id::PodId;
 use crate::network::Link;
 use crate::records::Rows;
@@ -24,6 +25,20 @@ pub(crate) struct Saved {
     pub created_at: UnixNanos,
     /// Name of the handler that was chosen; never empty.
     pub handler: String,
+    /// The first of the host ids that the node gave the pod; `None` where the pod named its own or has the host's.
+    #[serde(default)]
+    pub first_id: Option<u32>,
+}
+
+impl Saved {
+    /// The pod's namespaces: as asked for, with the ids that the node gave.
+    pub(crate) fn namespaces(&self) -> Namespaces {
+        let mut namespaces = self.spec.namespaces().clone();
+        if let Some(first) = self.first_id {
+            namespaces.user = Some(hardened::ids(first));
+        }
+        namespaces
+    }
 }
 
 /// The stored form of a pod.

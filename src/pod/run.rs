@@ -11,6 +11,7 @@ use super::spec::{PodIdentity, PodSpec};
 use super::state::State;
 use super::{Live, Pod, PodError, Pods};
 use crate::container::handler::Handler;
+use crate::container::hardened;
 use crate::container::place::PodPlace;
 use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
@@ -95,7 +96,9 @@ impl Pods {
         let (dir, socket) = (self.pod_dir(id), self.socket(id));
         blocking(move || remove_pod_files(&dir, &socket)).await?;
         let removed = self.0.records.remove(id.to_string()).await;
-        removed.map_err(|source| PodError::Record { id: id.clone(), source: Arc::new(source) })
+        removed.map_err(|source| PodError::Record { id: id.clone(), source: Arc::new(source) })?;
+        let given_back = self.ids().give_back(id);
+        given_back.map_err(|source| PodError::Ids { name: id.to_string(), source: Arc::new(source) })
     }
 }
 
@@ -114,8 +117,20 @@ impl Intended {
             let (name, handler) = (spec.identity.name.clone(), handler.name.clone());
             return Err(PodError::NoUserNamespaces { name, handler });
         }
-        let saved =
-            Saved { id: PodId::random(), created_at: UnixNanos::now(), handler: handler.name.clone(), spec };
+        let id = PodId::random();
+        let mut first_id = None;
+        if handler.hardened.is_some() {
+            let name = || spec.identity.name.clone();
+            hardened::check_pod(&spec.security)
+                .map_err(|source| PodError::Forbidden { name: name(), source })?;
+            if spec.namespaces().user.is_none() {
+                let taken = all.ids().take(&id);
+                first_id =
+                    Some(taken.map_err(|source| PodError::Ids { name: name(), source: Arc::new(source) })?);
+            }
+        }
+        let handler_name = handler.name.clone();
+        let saved = Saved { id, created_at: UnixNanos::now(), handler: handler_name, spec, first_id };
         let record = PodRecord {
             saved: saved.clone(),
             state: None,
@@ -124,8 +139,12 @@ impl Intended {
             resources: None,
             overhead: None,
         };
-        let put = all.0.records.put(record).await;
-        put.map_err(|source| PodError::Record { id: saved.id.clone(), source: Arc::new(source) })?;
+        if let Err(source) = all.0.records.put(record).await {
+            let id = saved.id;
+            // A range that stays taken is collected by the next start.
+            all.ids().give_back(&id).ok();
+            return Err(PodError::Record { id, source: Arc::new(source) });
+        }
         Ok(Self { all: all.clone(), saved, handler })
     }
 
@@ -139,7 +158,7 @@ impl Intended {
         if let Err(cause) = files {
             return Err(self.fail(cause, None).await);
         }
-        let namespaces = spec.namespaces();
+        let namespaces = self.saved.namespaces();
         let host_network = namespaces.network == NamespaceMode::Node;
         let own_ipc = namespaces.ipc != NamespaceMode::Node;
         let settings = &self.all.0.settings;
@@ -181,7 +200,7 @@ impl Intended {
             namespace: spec.identity.namespace.clone(),
             uid: spec.identity.uid.clone(),
             hostname: hostname(spec),
-            namespaces: spec.namespaces().clone(),
+            namespaces: self.saved.namespaces(),
             network_ns: ready.net.clone(),
             ipc_ns: ready.ipc.clone(),
             uts_ns: ready.uts.clone(),

@@ -19,7 +19,7 @@ use super::caps::Sets;
 use super::cgroup::Manager;
 use super::error::{Attempt, Error};
 use super::init::{self, Plan};
-use super::launch::{self, Confinement};
+use super::launch::{self, Confinement, Floor};
 use super::resources::{self, Birth, Group, manager_name};
 use super::spec::{self, Config, IdMapping, Namespaces, StateDocument};
 use super::state::{Directory, Identity, Record};
@@ -198,6 +198,7 @@ fn prepare(
             sets.ignored.join(", ")
         ));
     }
+    let floor = Floor::of(&config, &process)?;
     let seccomp = match &config.linux.seccomp {
         Some(profile) => {
             Some(super::seccomp::compile(profile).map_err(|error| Error::Seccomp(Box::new(error)))?)
@@ -239,6 +240,7 @@ fn prepare(
             personality: config.linux.personality.clone(),
             preserve_fds: request.preserve_fds,
             limit_itself: !user::may_raise_limits(),
+            floor,
             process,
         },
         namespaces,

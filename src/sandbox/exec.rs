@@ -14,7 +14,7 @@ use rustix::process::{Gid, Uid};
 use super::caps::Sets;
 use super::create::{ending, set_oom_score, write_pid_file};
 use super::error::{Attempt, Error};
-use super::launch::{self, Confinement};
+use super::launch::{self, Confinement, Floor};
 use super::resources::Group;
 use super::spec::{self, Config, Process};
 use super::state::{Container, Status};
@@ -89,6 +89,7 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
             }
         }
     }
+    let floor = Floor::of(&config, &process)?;
     let seccomp = match &config.linux.seccomp {
         Some(profile) => {
             Some(super::seccomp::compile(profile).map_err(|error| Error::Seccomp(Box::new(error)))?)
@@ -138,6 +139,7 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
             personality: config.linux.personality.clone(),
             preserve_fds: request.preserve_fds,
             limit_itself: !user::may_raise_limits(),
+            floor,
         },
     };
     let group = container.group()?;

@@ -18,14 +18,17 @@ use rustix::process::DumpableBehavior;
 use super::caps::Sets;
 use super::error::{Attempt, Error};
 use super::seccomp;
-use super::spec::{Personality, Process};
-use super::{log, lsm};
+use super::spec::{Config, Personality, Process};
+use super::{landlock, log, lsm};
 use crate::sys::path::Proc;
 use crate::sys::process::Program;
 use crate::sys::{fd, pty, signal};
 
 /// /etc/passwd of an image is read for one thing, the home directory.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
+
+/// unix(7): `sun_path` has 108 bytes, the last of which is NUL. A longer path is reached by its folder's descriptor.
+const SOCKET_PATH_MAX: usize = 107;
 
 /// What a process shall be confined by, prepared on the host's side.
 #[derive(Debug)]
@@ -40,11 +43,45 @@ pub(super) struct Confinement {
     pub(super) preserve_fds: u32,
     /// The process sets its resource limits itself.
     pub(super) limit_itself: bool,
+    pub(super) floor: Floor,
+}
+
+/// What holds whatever else the config says; by annotations, because the runtime specification has no field for it.
+#[derive(Debug, Default)]
+pub(super) struct Floor {
+    landlock: bool,
+    seccomp: Option<seccomp::Program>,
+}
+
+/// Annotation: a seccomp profile as `linux.seccomp` would have it.
+const SECCOMP_FLOOR: &str = "brig.sandbox/seccomp-floor";
+
+impl Floor {
+    pub(super) fn of(config: &Config, process: &Process) -> Result<Self, Error> {
+        let seccomp = match config.annotations.get(SECCOMP_FLOOR) {
+            Some(text) => {
+                let profile = super::spec::parse(text.as_bytes(), format!("annotations[{SECCOMP_FLOOR:?}]"))?;
+                Some(seccomp::compile(&profile).map_err(|error| Error::Seccomp(Box::new(error)))?)
+            }
+            None => None,
+        };
+        let floor = Self { landlock: landlock::wanted(config)?, seccomp };
+        if (floor.landlock || floor.seccomp.is_some()) && !process.no_new_privileges {
+            return Err(Error::invalid(
+                "process.noNewPrivileges",
+                false,
+                "Landlock and a seccomp floor, which an annotation asks for, need it",
+            ));
+        }
+        Ok(floor)
+    }
 }
 
 /// A process that has only the filter and execve(2) before it.
 #[derive(Debug)]
 pub(super) struct Launch {
+    /// Loaded first, so that the other filter may forbid seccomp(2).
+    floor: Option<seccomp::Program>,
     seccomp: Option<seccomp::Program>,
     listener: Option<(OwnedFd, Vec<u8>)>,
     path: CString,
@@ -86,7 +123,7 @@ pub(super) fn settle(
     lsm::apply(&proc, pid, apparmor, selinux)?;
     drop(proc);
     close_the_rest(&confinement, needed)?;
-    let Confinement { process, sets, seccomp, listener, personality, preserve_fds, limit_itself } =
+    let Confinement { process, sets, seccomp, listener, personality, preserve_fds, limit_itself, floor } =
         confinement;
     super::user::set_priorities(&process)?;
     if let Some(personality) = &personality {
@@ -119,6 +156,9 @@ pub(super) fn settle(
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(format!("HOME={}", home(process.user.uid)));
     }
+    if floor.landlock {
+        landlock::restrict()?;
+    }
     let path = look_up(&process.args[0], &env)?;
     for number in 3..3 + preserve_fds {
         // A number that the caller did not open is simply not there.
@@ -128,6 +168,7 @@ pub(super) fn settle(
         texts.iter().map(|text| CString::new(text.as_str()).expect("validation refuses NUL")).collect()
     };
     Ok(Launch {
+        floor: floor.seccomp,
         seccomp,
         listener,
         path: CString::new(path.into_os_string().into_vec()).expect("validation refuses NUL"),
@@ -142,6 +183,11 @@ impl Launch {
     pub(super) fn exec(self) -> (i32, Error) {
         let program = Program::new(&self.path, &self.args, &self.env);
         signal::reset();
+        if let Some(filter) = &self.floor
+            && let Err(error) = load(filter, None)
+        {
+            return (126, error);
+        }
         if let Some(filter) = &self.seccomp
             && let Err(error) = load(filter, self.listener)
         {
@@ -186,9 +232,19 @@ pub(super) fn send_fd(socket: &OwnedFd, fd: &OwnedFd, bytes: &[u8]) -> io::Resul
 
 /// Connects to a unix socket of the engine's, by its path on the host.
 pub(super) fn connect(path: &Path) -> Result<OwnedFd, Error> {
-    std::os::unix::net::UnixStream::connect(path)
-        .map(OwnedFd::from)
-        .attempt(|| format!("connect to {}", path.display()))
+    let attempted = || format!("connect to {}", path.display());
+    let (mut short, mut folder) = (path.to_owned(), None);
+    if path.as_os_str().len() > SOCKET_PATH_MAX
+        && let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+    {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(parent, flags, Mode::empty()).attempt(attempted)?;
+        short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd())).join(name);
+        folder = Some(open);
+    }
+    let connected = std::os::unix::net::UnixStream::connect(short).map(OwnedFd::from).attempt(attempted);
+    drop(folder);
+    connected
 }
 
 /// chdir(2), and a look at where that led: a directory outside the root, reached through a descriptor that someone

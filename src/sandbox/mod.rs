@@ -20,6 +20,7 @@
 //! | `create`, `init`, `sync` | the two sides of making a container and what they tell each other |
 //! | `mounts`, `cgroupfs`, `devices` | the container's files, by descriptor only |
 //! | `launch`, `caps`, `user`, `lsm` | the last steps to the program, shared with `exec` |
+//! | `landlock` | what a container may not do even to files that it reaches by mistake |
 //! | `protect` | our own binary cannot be written to from inside |
 //! | `cgroup`, `resources` | control groups |
 //! | `seccomp` | system call filters |
@@ -32,6 +33,11 @@
 //! `--mount-fd I=N`, repeatable: the source of `mounts[I]` is the detached mount of descriptor N, instead of its
 //! `source`. With both, a caller may run us in a mount namespace that has none of the host's paths. Attributes,
 //! propagation and id mappings in the options of such a mount are applied as to any bind mount.
+//!
+//! The annotation `brig.sandbox/landlock`: `container` puts every process of the container into a Landlock domain
+//! (`landlock.rs`), and `brig.sandbox/seccomp-floor` holds a seccomp profile in JSON that is loaded besides
+//! `linux.seccomp`: of two filters the stricter verdict holds. Both need `process.noNewPrivileges`. The runtime
+//! specification has no field for either.
 //!
 //! A caller that executes us from a read-only mount spares us the second execution that `protect.rs` explains.
 
@@ -50,6 +56,7 @@ mod foreground;
 mod hooks;
 mod init;
 mod kill;
+mod landlock;
 mod launch;
 mod list;
 mod log;

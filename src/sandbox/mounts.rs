@@ -273,7 +273,9 @@ pub(super) fn attach(inside: &mut Inside<'_>, wanted: &Prepared) -> Result<(), E
             .attempt(|| format!("open {} to remount it", destination.display()))?;
         return mount::change(&target, false, &wanted.options.change).attempt(what);
     }
-    let fresh_kernel_view = matches!(wanted.kind.as_str(), "proc" | "sysfs") && wanted.source.is_none();
+    // What stands for /sys in a container that may not see the kernel's counts too.
+    let kernel_view = matches!(wanted.kind.as_str(), "proc" | "sysfs") || destination == Path::new("/sys");
+    let fresh_kernel_view = kernel_view && wanted.source.is_none();
     let missing = match &wanted.source {
         Some(source) if !is_dir(source).attempt(what)? => Missing::File,
         _ => Missing::Directory,

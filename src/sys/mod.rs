@@ -6,6 +6,7 @@
 pub(crate) mod bpf;
 pub(crate) mod cgroup;
 pub(crate) mod fd;
+pub(crate) mod landlock;
 pub(crate) mod mount;
 pub(crate) mod namespace;
 pub(crate) mod path;

@@ -42,7 +42,10 @@ fn main() {
 
 /// One pod at a time, on every handler.
 fn handlers_life() {
-    for handler in handlers() {
+    // The hardened one beside the standard one, because what it costs in addition is the question.
+    let mut all = handlers();
+    all.insert(1, "brig-hardened");
+    for handler in all {
         let node = Node::with(Options { handler: handler.into(), ..Options::default() });
         node.busybox();
         life(&node, "plain", Duration::ZERO).rows(handler, "");

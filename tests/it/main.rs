@@ -6,7 +6,9 @@
 mod chaos;
 mod cli;
 mod conformance;
+mod escape;
 mod fixture;
+mod gvisor;
 mod images;
 mod metrics;
 mod pods;

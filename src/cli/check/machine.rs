@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{statfs, statvfs};
 
 use super::Finding;
-use crate::daemon::config::Config;
+use crate::daemon::config::{Config, Level};
 use crate::units::Bytes;
 
 /// The magic numbers of statfs(2).
@@ -164,7 +164,10 @@ pub(super) fn binaries(config: &Config, siblings: &Path, search_path: &OsStr) ->
     for (name, handler) in &config.handlers {
         let what = format!("handler {name}");
         findings.push(match handler.locate(siblings, search_path) {
-            Some(path) => Finding::ok(what, path.display().to_string()),
+            Some(path) => {
+                let level = if handler.level == Level::Hardened { ", hardened" } else { "" };
+                Finding::ok(what, format!("{}{level}", path.display()))
+            }
             None if *name == config.runtime.default_handler => Finding::fail(
                 what,
                 "its binary is missing, and it is the default",

@@ -14,12 +14,12 @@ use super::devices::Devices;
 use super::lsm::SelinuxLabels;
 use super::process::CapabilitySets;
 use super::seccomp_file;
-use super::{BundleError, BundleInput, Host};
+use super::{BundleError, BundleInput};
 use crate::container::seccomp_default;
 use crate::container::spec::{NamespaceMode, Resources, Security, SecurityProfile};
 
 /// What a container must not read: the host's hardware, keys and timings.
-const MASKED: [&str; 13] = [
+pub(super) const MASKED: [&str; 13] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -36,7 +36,8 @@ const MASKED: [&str; 13] = [
 ];
 
 /// What it may read but not write.
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(super) const READONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 pub(super) fn linux(
     input: &BundleInput<'_>,
@@ -58,7 +59,7 @@ pub(super) fn linux(
         }
         resources.set_hugepage_limits(None);
     }
-    if let Some(limit) = input.host.pids_limit {
+    if let Some(limit) = input.pod.confines.pids_limit.or(input.host.pids_limit) {
         resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build()?));
     }
     let mut builder = LinuxBuilder::default()
@@ -74,7 +75,7 @@ pub(super) fn linux(
     if let Some(labels) = labels {
         builder = builder.mount_label(&labels.mount);
     }
-    if let Some(profile) = seccomp(security, input.host, capabilities)? {
+    if let Some(profile) = seccomp(security, input, capabilities)? {
         builder = builder.seccomp(profile);
     }
     Ok(builder.build()?)
@@ -265,27 +266,31 @@ const SECCOMP_BYTES_MAX: u64 = 1 << 20;
 
 fn seccomp(
     security: &Security,
-    host: &Host,
+    input: &BundleInput<'_>,
     capabilities: &CapabilitySets,
 ) -> Result<Option<LinuxSeccomp>, BundleError> {
+    let (host, confines) = (input.host, input.pod.confines);
     if security.privileged {
         return Ok(None);
     }
-    let name = match &security.seccomp {
-        SecurityProfile::Unconfined => return Ok(None),
-        SecurityProfile::RuntimeDefault => {
+    let path = match (&security.seccomp, confines.seccomp_profile) {
+        (SecurityProfile::Unconfined, _) if confines.allow_unconfined => return Ok(None),
+        (SecurityProfile::Unconfined | SecurityProfile::RuntimeDefault, None) => {
             return Ok(Some(seccomp_default::profile(&capabilities.effective)));
         }
-        SecurityProfile::Localhost(name) => name.strip_prefix("localhost/").unwrap_or(name),
+        (SecurityProfile::Unconfined | SecurityProfile::RuntimeDefault, Some(path)) => path.to_owned(),
+        (SecurityProfile::Localhost(name), _) => {
+            let name = name.strip_prefix("localhost/").unwrap_or(name);
+            // CVE-2023-2431: an empty name must never end up unconfined.
+            if name.is_empty() {
+                return Err(BundleError::SeccompEmpty(host.seccomp_root.clone()));
+            }
+            if Path::new(name).components().any(|part| part == std::path::Component::ParentDir) {
+                return Err(BundleError::SeccompPath(name.to_owned()));
+            }
+            host.seccomp_root.join(name)
+        }
     };
-    // CVE-2023-2431: an empty name must never end up unconfined.
-    if name.is_empty() {
-        return Err(BundleError::SeccompEmpty(host.seccomp_root.clone()));
-    }
-    if Path::new(name).components().any(|part| part == std::path::Component::ParentDir) {
-        return Err(BundleError::SeccompPath(name.to_owned()));
-    }
-    let path = host.seccomp_root.join(name);
     let failed = |source| BundleError::SeccompRead { path: path.clone(), source };
     let mut text = Vec::new();
     let file = std::fs::File::open(&path).map_err(failed)?;

@@ -22,6 +22,8 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder};
 
 use super::cdi::{self, CdiError};
+use super::handler::Hardened;
+use super::hardened::{self, Forbidden};
 use super::spec::{ContainerSpec, MountSource, Namespaces, SelinuxOptions};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
@@ -62,6 +64,24 @@ pub(crate) struct PodView<'a> {
     pub(crate) selinux: Option<&'a SelinuxOptions>,
     /// Annotation keys, or prefixes ending in `*`, that the handler lets through.
     pub(crate) allowed_annotations: &'a [String],
+    pub(crate) confines: Confines<'a>,
+}
+
+/// How the pod's handler confines containers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confines<'a> {
+    pub(crate) hardened: Option<&'a Hardened>,
+    /// Instead of the embedded default profile.
+    pub(crate) seccomp_profile: Option<&'a Path>,
+    pub(crate) allow_unconfined: bool,
+    /// Before the host's.
+    pub(crate) pids_limit: Option<i64>,
+}
+
+impl Default for Confines<'_> {
+    fn default() -> Self {
+        Self { hardened: None, seccomp_profile: None, allow_unconfined: true, pids_limit: None }
+    }
 }
 
 /// What this host can do and how the daemon is configured.
@@ -230,6 +250,8 @@ pub(crate) enum BundleError {
     NoAppArmor(String),
     #[error("AppArmor profile {0:?} is not loaded on this host; load it with apparmor_parser")]
     AppArmorNotLoaded(String),
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     #[error(
         "AppArmor profile {name:?} is asked for, but the loaded ones cannot be listed; mount securityfs at /sys/kernel/security"
     )]
@@ -285,6 +307,12 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
         .build()?;
     // The pod's monitor named its UTS namespace; the builder would name it once more.
     spec.set_hostname(None);
+    let mut sources = mounts.sources;
+    if let Some(own) = input.pod.confines.hardened {
+        let (masked, readonly) = (&linux::MASKED, &linux::READONLY);
+        let asked = hardened::Asked { spec: input.spec, own, pod_uid: input.pod.uid, masked, readonly };
+        hardened::confine(&mut spec, &mut sources, &asked)?;
+    }
     if edits.hooks != Default::default() {
         spec.set_hooks(Some(edits.hooks));
     }
@@ -301,7 +329,7 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
         spec,
         user: who.user,
         stop_signal,
-        mount_sources: mounts.sources,
+        mount_sources: sources,
         volumes: mounts.volumes,
         relabels: relabels.filter(|relabels| !relabels.paths.is_empty()),
         warnings,
@@ -316,7 +344,9 @@ pub(crate) struct Relabels {
 }
 
 /// Annotations that steer a runtime on the host's side; no handler can let them through from a pod.
-const NEVER: [&str; 7] = [
+const NEVER: [&str; 8] = [
+    // Ours between the daemon and brig-sandbox.
+    "brig.sandbox/",
     // runc hands these to systemd as unit properties, ExecStop among them (CVE-2024-3154).
     "org.systemd.property.",
     // crun's: other OCI hooks, handlers, and where their output goes.
@@ -345,9 +375,11 @@ fn annotations(input: &BundleInput<'_>) -> HashMap<String, String> {
         .filter(|(key, _)| allowed(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    // The keys that containerd made common: gVisor and Kata tell pods from containers by them.
+    // The keys that containerd made common. gVisor and Kata start their kernel for what is called a sandbox, and put what
+    // is called a container into the one that runs already; as a pod of ours has no container of its own, each of its
+    // containers is a sandbox to them.
     for (key, value) in [
-        ("io.kubernetes.cri.container-type", "container"),
+        ("io.kubernetes.cri.container-type", "sandbox"),
         ("io.kubernetes.cri.container-name", input.spec.name.as_str()),
         ("io.kubernetes.cri.sandbox-id", pod.id.as_str()),
         ("io.kubernetes.cri.sandbox-name", pod.name),

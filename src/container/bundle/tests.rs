@@ -21,6 +21,9 @@ struct Fixture {
     allowed: Vec<String>,
     image_mounts: BTreeMap<PathBuf, PathBuf>,
     volumes_dir: Option<PathBuf>,
+    hardened: Option<Hardened>,
+    seccomp_profile: Option<PathBuf>,
+    never_unconfined: bool,
     scratch: tempfile::TempDir,
 }
 
@@ -54,7 +57,19 @@ impl Fixture {
             allowed: Vec::new(),
             image_mounts: BTreeMap::new(),
             volumes_dir: None,
+            hardened: None,
+            seccomp_profile: None,
+            never_unconfined: false,
             scratch,
+        }
+    }
+
+    fn confines(&self) -> Confines<'_> {
+        Confines {
+            hardened: self.hardened.as_ref(),
+            seccomp_profile: self.seccomp_profile.as_deref(),
+            allow_unconfined: !self.never_unconfined,
+            pids_limit: None,
         }
     }
 
@@ -81,6 +96,7 @@ impl Fixture {
             privileged: self.pod_privileged,
             selinux: self.pod_selinux.as_ref(),
             allowed_annotations: &self.allowed,
+            confines: self.confines(),
         };
         let image = serde_json::from_value(json!({
             "architecture": "amd64", "os": "linux", "config": self.image,
@@ -770,4 +786,72 @@ fn privileged_runc_runs_a_generated_bundle_with_the_default_profile() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[test]
+fn a_hardened_handler_tightens_the_spec_whatever_is_asked() {
+    let mut fixture = Fixture::new();
+    fixture.hardened =
+        Some(Hardened { host_paths: vec![fixture.scratch.path().to_owned()], ..Hardened::default() });
+    fixture.user_ns = Some("/run/ns/user".into());
+    fixture.spec.security.seccomp = SecurityProfile::Unconfined;
+    fixture.spec.security.capabilities.add = vec!["CAP_SETPCAP".into()];
+    fixture.spec.mounts = vec![Mount {
+        container_path: "/data".into(),
+        source: MountSource::Host(fixture.scratch.path().to_owned()),
+        readonly: false,
+        recursive_read_only: false,
+        selinux_relabel: false,
+        propagation: Propagation::Private,
+        uid_mappings: vec![],
+        gid_mappings: vec![],
+    }];
+    let bundle = fixture.generate().unwrap();
+    assert_eq!(bundle.spec.mounts().as_ref().unwrap().len(), bundle.mount_sources.len());
+    let spec = serde_json::to_value(&bundle.spec).unwrap();
+    assert_eq!(spec["process"]["noNewPrivileges"], true);
+    assert_eq!(spec["process"]["rlimits"], json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]));
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    assert_eq!(spec["linux"]["seccomp"]["architectures"].as_array().unwrap().len(), 1);
+    assert_eq!(spec["linux"]["resources"]["pids"]["limit"], 1024);
+    assert!(spec["linux"]["maskedPaths"].as_array().unwrap().contains(&json!("/proc/keys")));
+    assert_eq!(spec["annotations"]["brig.sandbox/landlock"], "container");
+    let bounding = spec["process"]["capabilities"]["bounding"].as_array().unwrap();
+    assert_eq!(bounding.len(), 9, "{bounding:?}");
+    let mounts = spec["mounts"].as_array().unwrap();
+    let at = |place: &str| mounts.iter().find(|mount| mount["destination"] == place).unwrap();
+    assert_eq!(at("/sys")["type"], "tmpfs");
+    assert!(at("/proc")["options"].as_array().unwrap().contains(&json!("subset=pid")));
+    assert!(at("/data")["options"].as_array().unwrap().contains(&json!("ridmap")));
+    assert_eq!(mounts.last().unwrap()["options"][0], "remount");
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    assert!(rules.iter().all(|rule| rule["allow"] == false || rule["major"].is_i64()), "{rules:?}");
+}
+
+#[test]
+fn a_profile_of_the_nodes_own_lies_above_the_hardened_one() {
+    let mut fixture = Fixture::new();
+    fixture.hardened = Some(Hardened::default());
+    fixture.user_ns = Some("/run/ns/user".into());
+    let own = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}"#;
+    std::fs::write(fixture.host.seccomp_root.join("own.json"), own).unwrap();
+    fixture.spec.security.seccomp = SecurityProfile::Localhost("own.json".into());
+    let spec = fixture.json();
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
+    let floor: Value =
+        serde_json::from_str(spec["annotations"]["brig.sandbox/seccomp-floor"].as_str().unwrap()).unwrap();
+    assert_eq!(floor["defaultAction"], "SCMP_ACT_ERRNO");
+}
+
+#[test]
+fn a_handler_may_forbid_unconfined_and_bring_its_own_default_profile() {
+    let mut fixture = Fixture::new();
+    fixture.spec.security.seccomp = SecurityProfile::Unconfined;
+    assert!(fixture.json()["linux"]["seccomp"].is_null());
+    fixture.never_unconfined = true;
+    assert_eq!(fixture.json()["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    let path = fixture.scratch.path().join("default.json");
+    std::fs::write(&path, r#"{"defaultAction": "SCMP_ACT_LOG", "syscalls": []}"#).unwrap();
+    fixture.seccomp_profile = Some(path);
+    assert_eq!(fixture.json()["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_LOG");
 }

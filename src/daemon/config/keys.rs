@@ -11,7 +11,9 @@ use ipnet::IpNet;
 
 use super::ConfigError;
 use super::source::RawTable;
-use super::value::{CgroupDriver, LogFormat, LogLevel, Program, Ulimit, UnixAddress, Value};
+use super::value::{
+    CgroupDriver, HostFolder, Level, LogFormat, LogLevel, Program, Ulimit, UnixAddress, Value,
+};
 use crate::units::Bytes;
 
 /// What is known about one key besides its type.
@@ -126,15 +128,21 @@ tables! {
         /// How long a container may take to end after SIGKILL before the stop is reported as failed; it is tried
         /// again. A process in uninterruptible sleep is the usual cause.
         kill_timeout: Duration = "\"30s\"", "duration", "\"1s\"" to "\"10m\"";
+        /// First host id of the ids that pods of hardened handlers get, 65536 each. The default range is the one that no
+        /// common allocator touches: the kubelet's own pods, Docker's and Podman's subordinate ids and systemd's
+        /// containers all end below it, and systemd's foreign ids begin above it.
+        id_pool_first: u32 = "1879048192", "user and group id", "65536" to "2147418112";
+        /// How many such pods there can be at a time.
+        id_pool_pods: u32 = "4094", "pods", "1" to "32767";
         /// oom_score_adj of the monitors, so that the kernel kills a container before its monitor. Where the
         /// privilege to lower it is missing, brigd says so once and goes on.
         monitor_oom_score_adj: i32 = "-999", "as in /proc/PID/oom_score_adj", "-1000" to "1000";
     }
 
-    /// A handler: what a RuntimeClass names. `brig` and `runc` exist without being declared.
+    /// A handler: what a RuntimeClass names. `brig`, `brig-hardened` and `runc` exist without being declared.
     struct Handler {
-        /// The OCI runtime's binary: empty for brig-sandbox beside brigd (handler `brig`) or for the handler's own
-        /// name (any other); a bare name is looked up in PATH. When it is missing the handler is not ready and pods
+        /// The OCI runtime's binary: empty for brig-sandbox beside brigd (handler `brig` and every hardened one) or for
+        /// the handler's own name (any other); a bare name is looked up in PATH. When it is missing the handler is not ready and pods
         /// that name it are refused; brigd serves all others.
         path: Program = "\"\"", "absolute path, or a name in PATH";
         /// The OCI runtime's state directory (its --root); empty for `runtimes/NAME` in the run directory.
@@ -148,6 +156,30 @@ tables! {
         /// Pass --systemd-cgroup when the cgroup driver is systemd. For runtimes that do not know the option, set
         /// this to false.
         systemd_cgroup: bool = "true", "true or false";
+        /// `standard` gives a pod what it asks for. `hardened` is for pods that nobody vouches for: ids of the pod's own,
+        /// a seccomp profile that cannot be turned off, Landlock, and a refusal of every request that would undo it. It
+        /// needs brig-sandbox. The handler `brig-hardened` is always hardened.
+        level: Level = "\"standard\"", "standard or hardened";
+        /// Whether a container may run without a seccomp profile, which is what the kubelet asks for when a pod says
+        /// nothing. When false it gets the default one instead; privileged containers are not affected. A hardened
+        /// handler never allows it.
+        allow_unconfined: bool = "true", "true or false";
+        /// A file in OCI's or Docker's format that is the default seccomp profile instead of the embedded one; empty is
+        /// the embedded one. Not for hardened handlers, whose profile is fixed.
+        seccomp_profile: Option<PathBuf> = "\"\"", "absolute path, or empty";
+        /// Most processes and threads in a container of this handler; 0 is runtime.pids_limit, or 1024 if the handler is
+        /// hardened and that is 0 too.
+        pids_limit: u32 = "0", "processes", "0" to "4194304";
+        /// Hardened only: folders of the host from which a pod may mount. `{uid}` is the pod's own uid; the default is where
+        /// the kubelet keeps a pod's volumes, so that a hostPath to anywhere else is refused.
+        host_paths: Vec<HostFolder> = "[\"/var/lib/kubelet/pods/{uid}\"]", "list of absolute paths";
+        /// Hardened only: show all of /proc that other containers see, masked as usual. When false /proc has only the
+        /// container's processes (`subset=pid`); free, top and what reads /proc/meminfo, /proc/cpuinfo or /proc/sys need
+        /// true.
+        whole_proc: bool = "false", "true or false";
+        /// Hardened only: hide processes of other users in /proc (`hidepid=2`). A command run by exec is in a Landlock
+        /// domain of its own and then sees only itself, which breaks probes such as `pgrep`; hence false.
+        hide_processes: bool = "false", "true or false";
     }
 
     /// Pulling and keeping images.

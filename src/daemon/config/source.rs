@@ -179,6 +179,11 @@ impl RawTable<'_> {
         }
     }
 
+    /// Whether somebody wrote the key.
+    pub(crate) fn is_set(&self, key: &str) -> bool {
+        self.keys.is_some_and(|keys| keys.contains_key(key))
+    }
+
     /// The error for a key's value; `must` continues "must be …".
     pub(crate) fn refuse(&self, key: &str, must: String) -> ConfigError {
         let raw = self.keys.and_then(|keys| keys.get(key));

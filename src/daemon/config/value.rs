@@ -285,6 +285,45 @@ fn parse_bytes(text: &str) -> Option<Bytes> {
     number.checked_mul(1 << (10 * power)).map(Bytes)
 }
 
+/// How far a handler confines what it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Level {
+    Standard,
+    Hardened,
+}
+
+impl Value for Level {
+    fn from_literal(literal: &Literal) -> Result<Self, String> {
+        const MUST: &str = "\"standard\" or \"hardened\"";
+        match text_of(literal, MUST)? {
+            "standard" => Ok(Self::Standard),
+            "hardened" => Ok(Self::Hardened),
+            _ => Err(MUST.into()),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(match self {
+            Self::Standard => "standard",
+            Self::Hardened => "hardened",
+        })
+    }
+}
+
+/// A folder of the host; a component that is `{uid}` stands for the pod's own uid.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd)]
+pub(crate) struct HostFolder(pub(crate) PathBuf);
+
+impl Value for HostFolder {
+    fn from_literal(literal: &Literal) -> Result<Self, String> {
+        PathBuf::from_literal(literal).map(Self)
+    }
+
+    fn to_toml(&self) -> String {
+        self.0.to_toml()
+    }
+}
+
 /// A unix socket's path, written `unix:///path`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd)]
 pub(crate) struct UnixAddress(pub(crate) PathBuf);

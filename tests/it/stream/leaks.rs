@@ -89,7 +89,7 @@ fn monitor(ship: &Ship) -> u32 {
 /// Waits until what is counted is what it was; idle threads and closing connections take a moment.
 fn assert_within(ship: &Ship, before: &Count) {
     // Without asking the daemon anything: every call would keep one of its idle threads alive.
-    let end = std::time::Instant::now() + PATIENCE;
+    let end = std::time::Instant::now() + *PATIENCE;
     while !Count::outside(ship).within(before) && std::time::Instant::now() < end {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }

@@ -63,7 +63,7 @@ impl Terminal {
     }
 
     fn sees(&self, text: &str) {
-        let end = std::time::Instant::now() + crate::fixture::node::PATIENCE;
+        let end = std::time::Instant::now() + *crate::fixture::node::PATIENCE;
         eventually(|| {
             let screen = self.screen();
             assert!(screen.contains(text) || std::time::Instant::now() < end, "no {text:?} on\n{screen}");

@@ -14,8 +14,6 @@ use tokio_tungstenite::tungstenite::{Bytes, Error};
 pub(crate) const V5: &str = "v5.channel.k8s.io";
 pub(crate) const STDIN: u8 = 0;
 pub(crate) const STDOUT: u8 = 1;
-pub(crate) const STDERR: u8 = 2;
-pub(crate) const ERROR: u8 = 3;
 pub(crate) const RESIZE: u8 = 4;
 
 /// A session, both directions.

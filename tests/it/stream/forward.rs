@@ -221,7 +221,7 @@ fn privileged_ports_that_are_none_are_refused_before_there_is_a_url() {
     }
     // Over WebSocket the ports have to be known from the start.
     let url = ship.forward_url(&[]);
-    let (status, text) = ship.node.call(websocket(&url, CHANNELS)).err().expect("a refusal");
+    let (status, text) = ship.node.call(websocket(&url, CHANNELS)).expect_err("a refusal");
     assert_eq!(status, 400, "{text}");
     ship.node.stop_pod(&ship.pod);
     let refused = ship.try_forward_url(&[80]).expect_err("a stopped pod");

@@ -112,8 +112,8 @@ pub use daemon::main as daemon_main;
 pub use monitor::main as monitor_main;
 pub use sandbox::main as sandbox_main;
 
-/// What tests/fuzz calls.
-#[cfg(fuzzing)]
+/// What tests/fuzz calls, and a short run of it among the unit tests.
+#[cfg(any(test, fuzzing))]
 pub mod fuzz {
     pub use crate::stream::spdy::fuzz::{connection as spdy_connection, frames as spdy_frames};
     pub use crate::stream::websocket::fuzz::channels as websocket_channels;

@@ -102,8 +102,8 @@ impl Streams {
         };
         let input = async {
             if let (Some(mut from), Some(to)) = (self.stdin, stdin) {
-                // Closing our end tells the monitor, after all that was written.
                 pump::input(&mut from, &to).await;
+                control.finish_stdin().await;
             }
         };
         let mut sizes = Sizes::new(self.resize);

@@ -115,7 +115,7 @@ async fn has_terminal(client: &Client, id: &str) -> Result<bool, CliError> {
     let answer = client.runtime.clone().container_status(request).await;
     let info = answer.map_err(CliError::refused("look at the container"))?.into_inner().info;
     let info: Value = info.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    Ok(info.pointer("/runtimeSpec/process/terminal").and_then(Value::as_bool).unwrap_or(false))
+    Ok(info.pointer("/config/tty").and_then(Value::as_bool).unwrap_or(false))
 }
 
 impl Interactive {

@@ -14,8 +14,6 @@ use tokio_tungstenite::tungstenite::{Bytes, Error};
 pub(crate) const V5: &str = "v5.channel.k8s.io";
 pub(crate) const STDIN: u8 = 0;
 pub(crate) const STDOUT: u8 = 1;
-pub(crate) const STDERR: u8 = 2;
-pub(crate) const ERROR: u8 = 3;
 pub(crate) const RESIZE: u8 = 4;
 
 /// A session, both directions.
@@ -161,10 +159,11 @@ impl From {
     /// Reads until `channel` has `needle` in what came since the last time, and returns that.
     pub(crate) async fn until(&mut self, channel: u8, needle: &str) -> String {
         loop {
-            let text = String::from_utf8_lossy(&self.seen[usize::from(channel)]).into_owned();
-            if text.contains(needle) {
-                self.seen[usize::from(channel)].clear();
-                return text;
+            let seen = &mut self.seen[usize::from(channel)];
+            if let Some(at) = seen.windows(needle.len()).position(|window| window == needle.as_bytes()) {
+                // What came after it is for the next time.
+                let found: Vec<u8> = seen.drain(..at + needle.len()).collect();
+                return String::from_utf8_lossy(&found).into_owned();
             }
             let (from, data) =
                 self.next().await.unwrap_or_else(|| panic!("no {needle:?} in {:?}", self.seen()));

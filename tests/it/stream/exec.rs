@@ -148,7 +148,12 @@ fn privileged_a_terminal_has_a_size_an_echo_and_keys() {
             client.until(STDOUT, "again\r\n").await;
             client.send(STDIN, b"\x1a").await;
             client.until(STDOUT, "Stopped").await;
-            client.send(STDIN, b"kill -9 %1; wait; echo do''ne\n").await;
+            client
+                .send(
+                    STDIN,
+                    b"kill -9 %1; while jobs > /tmp/jobs; grep -q Stop /tmp/jobs; do :; done; echo do''ne\n",
+                )
+                .await;
             client.until(STDOUT, "done").await;
             // CTRL-D is the end.
             client.send(STDIN, b"\x04").await;

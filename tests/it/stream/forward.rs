@@ -168,11 +168,11 @@ fn privileged_a_port_is_found_on_ipv4_and_on_ipv6_and_a_refused_one_is_told() {
         let url = ship.forward_url(&[5, 7]);
         let (refused, echo) = ship.node.call(async {
             let mut client = Client::open(&url, CHANNELS).await;
-            let refused = client.until(1, "forwarding port 5").await;
+            let refused = client.until(1, "cannot connect to localhost:5 ").await;
             client.send(2, b"and yet").await;
             (refused, client.until(2, "and yet").await)
         });
-        assert!(refused.contains("cannot connect to localhost:5"), "{refused}");
+        assert!(refused.contains("error forwarding port 5 to pod"), "{refused}");
         assert!(echo.ends_with("and yet"), "{echo}");
     });
 }
@@ -221,7 +221,7 @@ fn privileged_ports_that_are_none_are_refused_before_there_is_a_url() {
     }
     // Over WebSocket the ports have to be known from the start.
     let url = ship.forward_url(&[]);
-    let (status, text) = ship.node.call(websocket(&url, CHANNELS)).err().expect("a refusal");
+    let (status, text) = ship.node.call(websocket(&url, CHANNELS)).expect_err("a refusal");
     assert_eq!(status, 400, "{text}");
     ship.node.stop_pod(&ship.pod);
     let refused = ship.try_forward_url(&[80]).expect_err("a stopped pod");

@@ -28,7 +28,7 @@ fn path(url: &str) -> &str {
 fn privileged_a_url_works_once_for_its_own_verb_and_nothing_else() {
     let ship = Ship::sleeping("", "tokens");
     let node = &ship.node;
-    let refused = |url: &str| node.call(websocket(url, V5)).err().expect("a refusal").0;
+    let refused = |url: &str| node.call(websocket(url, V5)).expect_err("a refusal").0;
     let url = ship.exec_url("oe", &["echo", "once"]);
     assert!(url.starts_with("http://127.0.0.1:"), "{url}");
     let outcome = node.call(async { Client::open(&url, V5).await.finish().await });
@@ -79,7 +79,7 @@ fn privileged_a_request_that_asks_for_no_stream_is_refused_and_the_connection_cl
     }
     let (status, text) = {
         let url = ship.exec_url("oe", &["true"]);
-        ship.node.call(websocket(&url, "v9.channel.k8s.io")).err().expect("a refusal")
+        ship.node.call(websocket(&url, "v9.channel.k8s.io")).expect_err("a refusal")
     };
     assert_eq!(status, 403);
     assert!(text.contains("v9.channel.k8s.io") && text.contains("v5.channel.k8s.io"), "{text}");

@@ -4,7 +4,9 @@
 //! them and as `crictl` abbreviates them. A [`Digest`] is checked when it is parsed, so it may be used in a file name
 //! or a URL without another look.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,45 @@ pub enum IdError {
     /// A digest that is not `sha256:` and 64 lower-case hex digits.
     #[error("digest {0:?} is not \"sha256:\" followed by 64 lower-case hex digits")]
     BadDigest(String),
+}
+
+/// A pod or container id.
+pub(crate) trait HexId: FromStr + Eq + Hash {
+    /// What it identifies, for messages.
+    const KIND: &str;
+
+    /// All 64 digits.
+    fn digits(&self) -> &str;
+}
+
+/// Why a text leads to no pod or container.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FindError {
+    #[error("no {kind} {wanted:?}")]
+    NotFound { kind: &'static str, wanted: String },
+    #[error("{kind} id {prefix:?} is ambiguous: {matches} {kind}s begin with it; give more digits")]
+    Ambiguous { kind: &'static str, prefix: String, matches: usize },
+}
+
+impl FindError {
+    pub(crate) fn not_found<Id: HexId>(wanted: &str) -> Self {
+        Self::NotFound { kind: Id::KIND, wanted: wanted.to_owned() }
+    }
+}
+
+/// What stands in `table` under the one id that is or begins with `prefix`.
+pub(crate) fn find<'a, Id: HexId, T>(table: &'a HashMap<Id, T>, prefix: &str) -> Result<&'a T, FindError> {
+    if let Ok(id) = prefix.parse::<Id>() {
+        return table.get(&id).ok_or_else(|| FindError::not_found::<Id>(prefix));
+    }
+    let mut found = table.iter().filter(|(id, _)| !prefix.is_empty() && id.digits().starts_with(prefix));
+    match (found.next(), found.count()) {
+        (None, _) => Err(FindError::not_found::<Id>(prefix)),
+        (Some((_, one)), 0) => Ok(one),
+        (Some(_), more) => {
+            Err(FindError::Ambiguous { kind: Id::KIND, prefix: prefix.to_owned(), matches: more + 1 })
+        }
+    }
 }
 
 fn is_hex64(text: &str) -> bool {
@@ -52,6 +93,14 @@ macro_rules! hex_id {
             /// The first 13 digits, as tables show them.
             pub fn short(&self) -> &str {
                 &self.0[..13]
+            }
+        }
+
+        impl HexId for $name {
+            const KIND: &str = $kind;
+
+            fn digits(&self) -> &str {
+                &self.0
             }
         }
 
@@ -166,6 +215,23 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a.as_str().parse::<PodId>().as_ref(), Ok(&a));
         assert_eq!(a.short().len(), 13);
+    }
+
+    #[test]
+    fn an_id_is_found_by_as_many_digits_as_tell_it_from_the_others() {
+        let id = |start: &str| -> PodId { format!("{start:0<64}").parse().unwrap() };
+        let table: HashMap<PodId, u8> = [(id("ab1"), 1), (id("ab2"), 2), (id("c"), 3)].into();
+        for (wanted, found) in [("ab1", 1), ("c", 3), (id("ab2").as_str(), 2)] {
+            assert_eq!(find(&table, wanted), Ok(&found), "{wanted}");
+        }
+        for wanted in ["", "d", "AB1", id("ab3").as_str()] {
+            assert_eq!(find(&table, wanted), Err(FindError::not_found::<PodId>(wanted)), "{wanted}");
+        }
+        let ambiguous = find(&table, "ab").unwrap_err();
+        assert_eq!(
+            ambiguous.to_string(),
+            "pod id \"ab\" is ambiguous: 2 pods begin with it; give more digits"
+        );
     }
 
     #[test]

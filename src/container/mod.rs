@@ -53,7 +53,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::events::Bus;
-use crate::id::{ContainerId, PodId};
+use crate::id::{self, ContainerId, FindError, PodId};
 use crate::image::{RootfsError, Store, StoreError};
 use crate::monitor::client::{Monitor, MonitorError};
 use crate::stats::Sampler;
@@ -142,10 +142,8 @@ impl Container {
 /// Why a verb on a container failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ContainerError {
-    #[error("no container {0:?}")]
-    NotFound(String),
-    #[error("container id {prefix:?} is ambiguous: {matches} containers begin with it; give more digits")]
-    Ambiguous { prefix: String, matches: usize },
+    #[error(transparent)]
+    Find(#[from] FindError),
     #[error("cannot {verb} container {id}: {denied}")]
     Denied { verb: &'static str, id: String, denied: Denied },
     #[error(
@@ -291,19 +289,7 @@ impl Containers {
 
     /// The container whose id is or begins with `prefix`.
     pub(crate) fn find(&self, prefix: &str) -> Result<Arc<Container>, ContainerError> {
-        let table = self.table();
-        if let Ok(id) = prefix.parse::<ContainerId>() {
-            return table.by_id.get(&id).cloned().ok_or_else(|| ContainerError::NotFound(prefix.to_owned()));
-        }
-        let mut found =
-            table.by_id.values().filter(|c| !prefix.is_empty() && c.id().as_str().starts_with(prefix));
-        match (found.next(), found.count()) {
-            (None, _) => Err(ContainerError::NotFound(prefix.to_owned())),
-            (Some(container), 0) => Ok(Arc::clone(container)),
-            (Some(_), more) => {
-                Err(ContainerError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 })
-            }
-        }
+        Ok(id::find(&self.table().by_id, prefix).cloned()?)
     }
 
     /// Every container, newest first.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::state::{Admission, Request};
 use super::{Container, ContainerError, Containers, denied, monitor_error};
 use crate::events::EventKind;
+use crate::id::FindError;
 use crate::monitor::client::MonitorError;
 use crate::task::detached;
 
@@ -13,7 +14,7 @@ impl Containers {
     /// Removes a container, killing it first if it runs. An unknown one is fine. Runs to its end without its caller.
     pub(crate) async fn remove(&self, prefix: &str) -> Result<(), ContainerError> {
         let container = match self.find(prefix) {
-            Err(ContainerError::NotFound(_)) => return Ok(()),
+            Err(ContainerError::Find(FindError::NotFound { .. })) => return Ok(()),
             found => found?,
         };
         self.remove_container(&container).await

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::state::{Admission, Request, State};
 use super::{Container, ContainerError, Containers, denied, monitor_error};
+use crate::id::FindError;
 use crate::monitor::client::MonitorError;
 
 /// SIGKILL is repeated this often while a container does not go away.
@@ -23,7 +24,7 @@ impl Containers {
     /// Cancel-safe: the kill goes on without its caller.
     pub(crate) async fn stop(&self, prefix: &str, grace: Duration) -> Result<(), ContainerError> {
         let container = match self.find(prefix) {
-            Err(ContainerError::NotFound(_)) => return Ok(()),
+            Err(ContainerError::Find(FindError::NotFound { .. })) => return Ok(()),
             found => found?,
         };
         self.stop_container(&container, grace).await

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 use super::from_proto::BadRequest;
 use crate::container::ContainerError;
 use crate::container::bundle::BundleError;
+use crate::id;
 use crate::image::pull::{PullError, PullErrorKind};
 use crate::image::reference::ReferenceError;
 use crate::image::{FindError, LoadError, RootfsError, StoreError};
@@ -100,13 +101,20 @@ impl Refusal for ReferenceError {
     }
 }
 
+impl Refusal for id::FindError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NotFound { .. } => Kind::NotFound,
+            Self::Ambiguous { .. } => Kind::InvalidArgument,
+        }
+    }
+}
+
 impl Refusal for PodError {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotFound(_) => Kind::NotFound,
-            Self::Ambiguous { .. } | Self::NoHandler { .. } | Self::NoUserNamespaces { .. } => {
-                Kind::InvalidArgument
-            }
+            Self::Find(error) => error.kind(),
+            Self::NoHandler { .. } | Self::NoUserNamespaces { .. } => Kind::InvalidArgument,
             Self::Denied { .. } | Self::NoRuntime { .. } => Kind::FailedPrecondition,
             Self::Exists { .. } | Self::Busy { .. } => Kind::AlreadyExists,
             Self::Forbidden { .. } => Kind::InvalidArgument,
@@ -131,9 +139,9 @@ impl Refusal for PodError {
 impl Refusal for ContainerError {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotFound(_) | Self::NoImage(_) => Kind::NotFound,
-            Self::Ambiguous { .. }
-            | Self::EmptyCommand
+            Self::Find(error) => error.kind(),
+            Self::NoImage(_) => Kind::NotFound,
+            Self::EmptyCommand
             | Self::RecursiveReadOnly { .. }
             | Self::Relabel { .. }
             | Self::NoStreams { .. }
@@ -283,6 +291,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::id::{ContainerId, FindError, PodId};
 
     #[test]
     fn the_chain_of_causes_is_printed_once() {
@@ -298,12 +307,15 @@ mod tests {
     #[test]
     fn what_the_kubelet_acts_upon_has_its_own_code() {
         let id = "x".to_owned();
-        let timeout = ContainerError::ExecTimeout { command: vec![], id: id.clone(), timeout_s: 1 };
+        let (no_pod, no_container) =
+            (FindError::not_found::<PodId>(&id), FindError::not_found::<ContainerId>(&id));
+        let ambiguous = FindError::Ambiguous { kind: "container", prefix: id.clone(), matches: 2 };
+        let timeout = ContainerError::ExecTimeout { command: vec![], id, timeout_s: 1 };
         for (status, code) in [
-            (refused(PodError::NotFound(id.clone())), Code::NotFound),
-            (refused(ContainerError::NotFound(id.clone())), Code::NotFound),
+            (refused(PodError::Find(no_pod)), Code::NotFound),
+            (refused(ContainerError::Find(no_container)), Code::NotFound),
             (refused(timeout), Code::DeadlineExceeded),
-            (refused(ContainerError::Ambiguous { prefix: id, matches: 2 }), Code::InvalidArgument),
+            (refused(ContainerError::Find(ambiguous)), Code::InvalidArgument),
         ] {
             assert_eq!(status.code(), code);
         }

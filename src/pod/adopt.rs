@@ -6,7 +6,7 @@ use super::record::PodRecord;
 use super::state::State;
 use super::{Live, Pod, PodError, Pods};
 use crate::container::Placement;
-use crate::id::PodId;
+use crate::id::{FindError, PodId};
 use crate::monitor::client::Monitor;
 
 impl Pods {
@@ -18,7 +18,7 @@ impl Pods {
             known: self.handlers().keys().cloned().collect::<Vec<_>>().join(", "),
         };
         let handler = self.handlers().get(&saved.handler).cloned().ok_or_else(no_handler)?;
-        let place = place.ok_or_else(|| PodError::NotFound(saved.id.to_string()))?;
+        let place = place.ok_or_else(|| FindError::not_found::<PodId>(saved.id.as_str()))?;
         let state = match (state, &monitor) {
             (Some(State::Ready) | None, None) => State::Stopping,
             (Some(state), _) => state,

@@ -42,7 +42,7 @@ use crate::container::handler::Handler;
 use crate::container::spec::{ContainerSpec, Resources};
 use crate::container::{ContainerError, Containers, Placement};
 use crate::events::{Bus, EventKind};
-use crate::id::{ContainerId, PodId};
+use crate::id::{self, ContainerId, FindError, PodId};
 use crate::monitor::client::{Monitor, MonitorError};
 use crate::network::{Link, Network, NetworkError};
 use crate::stats::Sampler;
@@ -113,10 +113,8 @@ impl Pod {
 /// Why a verb on a pod failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum PodError {
-    #[error("no pod {0:?}")]
-    NotFound(String),
-    #[error("pod id {prefix:?} is ambiguous: {matches} pods begin with it; give more digits")]
-    Ambiguous { prefix: String, matches: usize },
+    #[error(transparent)]
+    Find(#[from] FindError),
     #[error("cannot {verb} pod {id}: {denied}")]
     Denied { verb: &'static str, id: PodId, denied: Denied },
     #[error(
@@ -275,17 +273,7 @@ impl Pods {
 
     /// The pod whose id is or begins with `prefix`.
     pub(crate) fn find(&self, prefix: &str) -> Result<Arc<Pod>, PodError> {
-        let table = self.table();
-        if let Ok(id) = prefix.parse::<PodId>() {
-            return table.by_id.get(&id).cloned().ok_or_else(|| PodError::NotFound(prefix.to_owned()));
-        }
-        let mut found =
-            table.by_id.values().filter(|p| !prefix.is_empty() && p.id().as_str().starts_with(prefix));
-        match (found.next(), found.count()) {
-            (None, _) => Err(PodError::NotFound(prefix.to_owned())),
-            (Some(pod), 0) => Ok(Arc::clone(pod)),
-            (Some(_), more) => Err(PodError::Ambiguous { prefix: prefix.to_owned(), matches: more + 1 }),
-        }
+        Ok(id::find(&self.table().by_id, prefix).cloned()?)
     }
 
     /// The pod that an event speaks of, even if it has been removed since.

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 
 use super::state::{Admission, Request};
 use super::{PodError, Pods, cgroup};
+use crate::id::FindError;
 use crate::task::{blocking, detached};
 
 impl Pods {
@@ -14,7 +15,7 @@ impl Pods {
     /// Cancel-safe: the work goes on without its caller.
     pub(crate) async fn remove(&self, prefix: &str) -> Result<(), PodError> {
         let pod = match self.find(prefix) {
-            Err(PodError::NotFound(_)) => return Ok(()),
+            Err(PodError::Find(FindError::NotFound { .. })) => return Ok(()),
             found => found?,
         };
         let this = self.clone();

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use super::state::{Admission, Request, State};
 use super::{MONITOR_END, Pod, PodError, Pods};
 use crate::events::EventKind;
+use crate::id::FindError;
 use crate::monitor::client::Monitor;
 use crate::task::detached;
 
@@ -18,7 +19,7 @@ impl Pods {
     /// Cancel-safe: the work goes on without its caller.
     pub(crate) async fn stop(&self, prefix: &str) -> Result<(), PodError> {
         let pod = match self.find(prefix) {
-            Err(PodError::NotFound(_)) => return Ok(()),
+            Err(PodError::Find(FindError::NotFound { .. })) => return Ok(()),
             found => found?,
         };
         let this = self.clone();

@@ -276,6 +276,29 @@ impl Pods {
         Ok(id::find(&self.table().by_id, prefix).cloned()?)
     }
 
+    /// Does `work` on a pod while no other stop or removal is at it; an unknown pod is fine.
+    ///
+    /// Cancel-safe: the work goes on without its caller.
+    async fn exclusively<F>(
+        &self,
+        prefix: &str,
+        work: impl FnOnce(Self, Arc<Pod>) -> F + Send + 'static,
+    ) -> Result<(), PodError>
+    where
+        F: Future<Output = Result<(), PodError>> + Send,
+    {
+        let pod = match self.find(prefix) {
+            Err(PodError::Find(FindError::NotFound { .. })) => return Ok(()),
+            found => found?,
+        };
+        let this = self.clone();
+        detached(async move {
+            let _verb = pod.verb.lock().await;
+            work(this, Arc::clone(&pod)).await
+        })
+        .await
+    }
+
     /// The pod that an event speaks of, even if it has been removed since.
     pub(crate) fn of_event(&self, id: &PodId) -> Option<Arc<Pod>> {
         let table = self.table();

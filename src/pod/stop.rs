@@ -9,25 +9,14 @@ use futures_util::future::join_all;
 use super::state::{Admission, Request, State};
 use super::{MONITOR_END, Pod, PodError, Pods};
 use crate::events::EventKind;
-use crate::id::FindError;
 use crate::monitor::client::Monitor;
-use crate::task::detached;
 
 impl Pods {
     /// Stops a pod; unknown and stopped ones are fine. What an earlier call could not reclaim is tried again.
     ///
     /// Cancel-safe: the work goes on without its caller.
     pub(crate) async fn stop(&self, prefix: &str) -> Result<(), PodError> {
-        let pod = match self.find(prefix) {
-            Err(PodError::Find(FindError::NotFound { .. })) => return Ok(()),
-            found => found?,
-        };
-        let this = self.clone();
-        detached(async move {
-            let _verb = pod.verb.lock().await;
-            this.stop_pod(&pod).await
-        })
-        .await
+        self.exclusively(prefix, |this, pod| async move { this.stop_pod(&pod).await }).await
     }
 
     /// As [`Pods::stop`], for a caller that holds the verb lock.

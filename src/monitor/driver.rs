@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::io::{MESSAGE_MAX, Streams, dev_null, output_pipe, tail};
-use super::log::{self, LogFile};
+use super::log::LogFile;
 use super::reap::{self, End, OomWatch};
 use super::serve::ReplyTo;
 use super::sinks::{CLIENTS_MAX, Client};
 use super::wire::{self, ContainerState, Created, Exit, Failure, Reply, Request, Runtime};
 use super::{Supervisor, system};
 use crate::sys::spawn::{self, Launch};
-use crate::sys::{signal, socket};
+use crate::sys::{clock, signal, socket};
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -710,7 +710,7 @@ fn invalid(message: &str) -> Failure {
 
 /// Now, in nanoseconds since the epoch.
 pub(super) fn nanos() -> i64 {
-    i64::try_from(log::now().as_nanos()).unwrap_or(i64::MAX)
+    i64::try_from(clock::now().as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn read_pid(file: &Path) -> Result<i32, Failure> {

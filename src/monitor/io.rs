@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::log::{self, Lines, LogFile, Stream};
+use super::log::{Lines, LogFile, Stream};
 use super::sinks::{Client, Passed};
+use crate::sys::clock;
 
 /// One read of a stream. The buffer is kept while there is something to do.
 pub(super) const READ_BYTES: usize = 32 << 10;
@@ -141,7 +142,7 @@ impl Streams {
                 Some(Left::End) => drop(self.sources.remove(number)),
                 _ => {
                     // Whoever holds it open may never write again, and the container's last words would stay unsaid.
-                    self.sources[number].lines.finish(log::now(), &mut buffers.output);
+                    self.sources[number].lines.finish(clock::now(), &mut buffers.output);
                     self.write_log(buffers);
                     number += 1;
                 }
@@ -152,19 +153,19 @@ impl Streams {
     fn step(&mut self, number: usize, buffers: &mut Buffers) -> Option<Left> {
         let source = self.sources.get_mut(number)?;
         let (left, now) = match rustix::io::read(&source.fd, buffers.input()) {
-            Ok(0) => (Left::End, log::now()),
+            Ok(0) => (Left::End, clock::now()),
             Ok(n) => {
-                let now = log::now();
+                let now = clock::now();
                 source.lines.push(&buffers.input[..n], now, &mut buffers.output);
                 for client in &mut self.clients {
                     client.push(source.lines.stream(), &buffers.input[..n]);
                 }
                 (Left::More, now)
             }
-            Err(rustix::io::Errno::AGAIN) => (Left::Empty, log::now()),
-            Err(rustix::io::Errno::INTR) => (Left::More, log::now()),
+            Err(rustix::io::Errno::AGAIN) => (Left::Empty, clock::now()),
+            Err(rustix::io::Errno::INTR) => (Left::More, clock::now()),
             // A terminal whose other end is closed says EIO.
-            Err(_) => (Left::End, log::now()),
+            Err(_) => (Left::End, clock::now()),
         };
         if let Left::End = left {
             source.lines.finish(now, &mut buffers.output);

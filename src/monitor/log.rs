@@ -11,9 +11,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+
+use crate::sys::clock;
 
 /// Content bytes of one log line; the kubelet's reader glues pieces (containerd's `max_container_log_line_size`).
 pub(super) const LINE_MAX: usize = 16 << 10;
@@ -72,7 +74,7 @@ impl Lines {
             Stream::Stdout => b" stdout ",
             Stream::Stderr => b" stderr ",
         };
-        output.extend_from_slice(&timestamp(now));
+        output.extend_from_slice(&clock::rfc3339(now).0);
         output.extend_from_slice(stream);
         output.extend_from_slice(&[tag, b' ']);
         output.extend_from_slice(&self.pending);
@@ -81,40 +83,6 @@ impl Lines {
         // Not clear(): an idle stream holds no memory.
         self.pending = Vec::new();
     }
-}
-
-/// Time since the epoch by the system's clock.
-pub(super) fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// RFC 3339 in UTC with nine digits of a second.
-fn timestamp(since_epoch: Duration) -> [u8; 30] {
-    let (days, seconds) = (since_epoch.as_secs() / 86400, since_epoch.as_secs() % 86400);
-    // Years that begin in March put the leap day at their end; 400 of them have 146 097 days.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let mut text = *b"0000-00-00T00:00:00.000000000Z";
-    let mut put = |at: usize, digits: usize, mut value: u64| {
-        for position in (at..at + digits).rev() {
-            text[position] = b'0' + (value % 10) as u8;
-            value /= 10;
-        }
-    };
-    put(0, 4, year);
-    put(5, 2, month);
-    put(8, 2, day);
-    put(11, 2, seconds / 3600);
-    put(14, 2, seconds / 60 % 60);
-    put(17, 2, seconds % 60);
-    put(20, 9, u64::from(since_epoch.subsec_nanos()));
-    text
 }
 
 /// The open log file.
@@ -214,20 +182,6 @@ mod tests {
             lines.push(&input, NOW, &mut output);
             lines.finish(NOW, &mut output);
             assert!(output == text(&expected, "stderr"), "{} bytes", input.len());
-        }
-    }
-
-    #[test]
-    fn times_print_in_utc_with_nine_digits() {
-        for (seconds, nanos, expected) in [
-            (0, 0, "1970-01-01T00:00:00.000000000Z"),
-            (951_782_399, 999_999_999, "2000-02-28T23:59:59.999999999Z"),
-            (951_782_400, 5, "2000-02-29T00:00:00.000000005Z"),
-            (1_709_251_199, 0, "2024-02-29T23:59:59.000000000Z"),
-            (4_102_444_800, 0, "2100-01-01T00:00:00.000000000Z"),
-            (4_107_542_400, 0, "2100-03-01T00:00:00.000000000Z"),
-        ] {
-            assert_eq!(timestamp(Duration::new(seconds, nanos)), expected.as_bytes(), "{seconds}");
         }
     }
 

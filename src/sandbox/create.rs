@@ -10,7 +10,6 @@
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -29,7 +28,7 @@ use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::path::Proc;
 use crate::sys::process::{Fork, Forked, exit_now, fork};
 use crate::sys::signal;
-use crate::sys::{fd, mount};
+use crate::sys::{clock, fd, mount};
 
 /// What the command line of `create` and `run` says.
 #[derive(Debug)]
@@ -115,7 +114,7 @@ fn build(
         process: Identity { pid: 0, start_ticks: 0 },
         bundle: bundle.clone(),
         rootfs: rootfs_path.clone(),
-        created: log::rfc3339(SystemTime::now()),
+        created: clock::rfc3339(clock::now()).to_string(),
         annotations: config.annotations.clone(),
         manager: manager_name(request.manager).to_owned(),
         creating: true,

@@ -5,6 +5,7 @@
 
 pub(crate) mod bpf;
 pub(crate) mod cgroup;
+pub(crate) mod clock;
 pub(crate) mod fd;
 pub(crate) mod landlock;
 pub(crate) mod mount;

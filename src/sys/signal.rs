@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 /// The highest signal number of Linux on all our architectures (signal(7)).
 pub(crate) const SIGNAL_MAX: i32 = 64;
 
-const NAMES: [(&str, i32); 36] = [
+/// Of two names for one number the usual one stands first.
+const NAMES: [(&str, i32); 34] = [
     ("HUP", libc::SIGHUP),
     ("INT", libc::SIGINT),
     ("QUIT", libc::SIGQUIT),
@@ -45,26 +46,52 @@ const NAMES: [(&str, i32); 36] = [
     ("POLL", libc::SIGIO),
     ("PWR", libc::SIGPWR),
     ("SYS", libc::SIGSYS),
-    ("RTMIN", 34),
-    ("RTMAX", 64),
 ];
 
-/// The number of a signal given as `15`, `TERM`, `SIGTERM`, `RTMIN+3` or `RTMAX-1`.
+/// The real-time signals as programs see them: the C library keeps 32 and 33 for itself (signal(7)).
+pub(crate) const RTMIN: i32 = 34;
+pub(crate) const RTMAX: i32 = SIGNAL_MAX;
+
+/// The number of a signal given as `15`, `TERM`, `sigterm`, `RTMIN+3` or `SIGRTMAX-1`.
 pub(crate) fn parse(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
+    let upper = text.trim().to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Ok(number) = name.parse::<i32>() {
         return (1..=SIGNAL_MAX).contains(&number).then_some(number);
     }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some((_, number)) = NAMES.iter().find(|(known, _)| *known == name) {
         return Some(*number);
     }
-    let number = if let Some(offset) = name.strip_prefix("RTMIN+") {
-        34 + offset.parse::<i32>().ok().filter(|n| (0..=30).contains(n))?
-    } else {
-        64 - name.strip_prefix("RTMAX-")?.parse::<i32>().ok().filter(|n| (0..=30).contains(n))?
-    };
-    Some(number)
+    match name.strip_prefix("RTMIN") {
+        Some(rest) => Some(RTMIN + offset(rest, '+')?),
+        None => Some(RTMAX - offset(name.strip_prefix("RTMAX")?, '-')?),
+    }
+}
+
+/// `+3` or `-3`, or nothing for 0.
+fn offset(text: &str, sign: char) -> Option<i32> {
+    if text.is_empty() {
+        return Some(0);
+    }
+    let digits = text.strip_prefix(sign)?;
+    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<i32>().ok())??;
+    (number <= RTMAX - RTMIN).then_some(number)
+}
+
+/// The usual name of a signal, which [`parse`] knows. Kubernetes names the lower half of the real-time signals from RTMIN
+/// and the upper from RTMAX.
+#[cfg(any(feature = "daemon", test))]
+pub(crate) fn name(number: i32) -> String {
+    if let Some((name, _)) = NAMES.iter().find(|(_, known)| *known == number) {
+        return format!("SIG{name}");
+    }
+    match number {
+        RTMIN => "SIGRTMIN".to_owned(),
+        RTMAX => "SIGRTMAX".to_owned(),
+        35..=49 => format!("SIGRTMIN+{}", number - RTMIN),
+        50..=63 => format!("SIGRTMAX-{}", RTMAX - number),
+        _ => number.to_string(),
+    }
 }
 
 /// Sends a signal to exactly the process that `pidfd` names; `ESRCH` once it has been reaped. Signal 0 only asks.
@@ -136,14 +163,34 @@ mod tests {
             ("RTMIN+3", Some(37)),
             ("SIGRTMAX-2", Some(62)),
             ("RTMIN", Some(34)),
+            ("SIGRTMAX", Some(64)),
+            ("SIGIOT", Some(6)),
+            (" 9 ", Some(9)),
             ("0", None),
             ("65", None),
             ("RTMIN+31", None),
             ("RTMIN+-3", None),
+            ("RTMIN++3", None),
+            ("RTMIN-3", None),
+            ("RTMAX-31", None),
+            ("-9", None),
             ("NOPE", None),
+            ("SIG", None),
             ("", None),
         ] {
             assert_eq!(parse(text), number, "{text}");
         }
+    }
+
+    #[test]
+    fn every_number_has_a_name_that_parses_as_it() {
+        for number in 1..=SIGNAL_MAX {
+            assert_eq!(parse(&name(number)), Some(number), "{}", name(number));
+        }
+        let names = [6, 15, 17, 29, 37, 50, 64].map(name);
+        assert_eq!(
+            names,
+            ["SIGABRT", "SIGTERM", "SIGCHLD", "SIGIO", "SIGRTMIN+3", "SIGRTMAX-14", "SIGRTMAX"]
+        );
     }
 }

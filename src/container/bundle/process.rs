@@ -15,6 +15,7 @@ use super::{BundleError, BundleInput, Host};
 use crate::container::cdi::Edits;
 use crate::container::spec::{ContainerSpec, Security};
 use crate::container::user::Resolved;
+use crate::sys::signal;
 
 /// What a container gets that asks for nothing: the least that both CRI-O and containerd give.
 const DEFAULT_CAPABILITIES: [Capability; 9] = [
@@ -269,95 +270,18 @@ fn cwd(spec: &ContainerSpec, image: &ImageConfiguration) -> PathBuf {
 #[serde(transparent)]
 pub(crate) struct StopSignal(pub(crate) i32);
 
-/// The kernel's real-time signals as libc numbers them (signal(7)): glibc and musl keep the first few for themselves.
-const SIGRTMIN: i32 = 34;
-const SIGRTMAX: i32 = 64;
-
-/// The same on x86_64 and aarch64 (signal(7)).
-const SIGNALS: [(&str, i32); 33] = [
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("ILL", 4),
-    ("TRAP", 5),
-    ("ABRT", 6),
-    ("IOT", 6),
-    ("BUS", 7),
-    ("FPE", 8),
-    ("KILL", 9),
-    ("USR1", 10),
-    ("SEGV", 11),
-    ("USR2", 12),
-    ("PIPE", 13),
-    ("ALRM", 14),
-    ("TERM", 15),
-    ("STKFLT", 16),
-    ("CHLD", 17),
-    ("CONT", 18),
-    ("STOP", 19),
-    ("TSTP", 20),
-    ("TTIN", 21),
-    ("TTOU", 22),
-    ("URG", 23),
-    ("XCPU", 24),
-    ("XFSZ", 25),
-    ("VTALRM", 26),
-    ("PROF", 27),
-    ("WINCH", 28),
-    ("IO", 29),
-    ("POLL", 29),
-    ("PWR", 30),
-    ("SYS", 31),
-];
-
 impl FromStr for StopSignal {
     type Err = BundleError;
 
     /// A name with or without `SIG`, `SIGRTMIN+n`, `SIGRTMAX-n`, or a number.
     fn from_str(text: &str) -> Result<Self, BundleError> {
-        let bad = || BundleError::StopSignal(text.to_owned());
-        let upper = text.trim().to_ascii_uppercase();
-        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-        let number = if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
-            name.parse().map_err(|_| bad())?
-        } else if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
-            *number
-        } else if let Some(rest) = name.strip_prefix("RTMIN") {
-            SIGRTMIN + offset(rest, '+').ok_or_else(bad)?
-        } else if let Some(rest) = name.strip_prefix("RTMAX") {
-            SIGRTMAX - offset(rest, '-').ok_or_else(bad)?
-        } else {
-            return Err(bad());
-        };
-        let real_time = SIGRTMIN..=SIGRTMAX;
-        let named_real_time = name.starts_with("RT");
-        if (1..=SIGRTMAX).contains(&number) && (!named_real_time || real_time.contains(&number)) {
-            Ok(Self(number))
-        } else {
-            Err(bad())
-        }
+        signal::parse(text).map(Self).ok_or_else(|| BundleError::StopSignal(text.to_owned()))
     }
-}
-
-fn offset(rest: &str, sign: char) -> Option<i32> {
-    if rest.is_empty() {
-        return Some(0);
-    }
-    rest.strip_prefix(sign)?.parse().ok().filter(|n| (0..=SIGRTMAX).contains(n))
 }
 
 impl std::fmt::Display for StopSignal {
-    /// As CRI's Signal enum names it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (SIGNALS.iter().find(|(_, number)| *number == self.0), self.0) {
-            (Some((name, _)), _) => write!(f, "SIG{name}"),
-            (None, SIGRTMIN) => f.write_str("SIGRTMIN"),
-            (None, SIGRTMAX) => f.write_str("SIGRTMAX"),
-            // Kubernetes names the lower half from RTMIN and the upper from RTMAX.
-            (None, n @ 35..=49) => write!(f, "SIGRTMIN+{}", n - SIGRTMIN),
-            (None, n @ 50..=63) => write!(f, "SIGRTMAX-{}", SIGRTMAX - n),
-            (None, n) => write!(f, "{n}"),
-        }
+        f.write_str(&signal::name(self.0))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Two sources, in this order: what the CRI request carries, then Docker's config.json files. A credential is bound to
 //! the host it was written for and is never tried on another: a request's `server_address` must name the registry,
 //! keys in `auths` must equal its host, and a credential helper that fails ends the pull instead of letting it go on
-//! with whatever comes next (CVE-2021-41092). How a credential is sent, and over what, is decided in `session.rs`.
+//! with whatever comes next (CVE-2021-41092). How a credential is sent, and over what, is decided in `session/`.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,39 +1,49 @@
 //! One pull's conversation with a registry: endpoints in order, credentials, redirects, retries.
 //!
-//! Which host sees a credential is decided in this file alone:
+//! ```text
+//! mod.rs        documents and blobs, from which endpoint, how often
+//! redirect.rs   to which host a request goes, and with what
+//! authorize.rs  credentials, challenges, tokens
+//! ```
+//!
+//! Which host sees a credential is decided in this folder alone:
 //!
 //! - an `Authorization` header, and the headers of hosts.toml, go to the endpoint's own origin (scheme, host, port);
 //!   a redirect to anywhere else is followed without them;
 //! - the request's credential goes to the registry's own server, or to a mirror that its `server_address` names;
 //!   credentials of Docker's config files go to the host they were written for;
 //! - nothing secret is sent in plain text unless the operator configured that host so, or it is this machine;
-//! - the token server that a challenge names is held to the rule in `token.rs`.
+//! - the token server that a challenge names is held to the rule in `registry/token.rs`.
+
+mod authorize;
+mod redirect;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{Request, Response, StatusCode, Uri};
 use rustls::RootCertStore;
 use sha2::{Digest as _, Sha256};
 
-use super::auth::{self, Auth, Credential};
+use super::auth::{Auth, Credential};
 use super::hosts::{self, Endpoint, Origin};
 use super::manifest::{self, DOCUMENT_BYTES_MAX, Descriptor};
 use super::platform::Platform;
-use super::token::{self, Challenge, TokenAnswer};
 use super::transport::{Transport, machine_roots};
 use super::{Blob, RegistryError};
 use crate::id::Digest;
 use crate::image::reference::Reference;
+use crate::task::chain;
 
-/// Redirects followed for one request. Real registries need one, to their blob storage.
-const REDIRECTS_MAX: usize = 5;
+use authorize::{Authorization, credential_for};
+use redirect::Other;
+
 /// Longest text of a registry's error that ends up in ours.
 const MESSAGE_CHARS_MAX: usize = 300;
 /// Most bytes of an error's body that are read to find that text.
@@ -101,17 +111,6 @@ struct Peer {
     dead: AtomicBool,
     /// Held while a token is being fetched, so that parallel layers fetch one.
     authorization: tokio::sync::Mutex<Option<Authorization>>,
-}
-
-struct Other {
-    transport: Transport,
-    plain_allowed: bool,
-}
-
-#[derive(Clone)]
-struct Authorization {
-    header: HeaderValue,
-    until: Option<Instant>,
 }
 
 /// A request by what it asks for.
@@ -401,102 +400,6 @@ impl Session {
         })
     }
 
-    /// Sends a request and follows redirects, with credentials only while the origin is the endpoint's own.
-    async fn follow(
-        &self,
-        peer: &Peer,
-        ask: &Ask<'_>,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Response<Incoming>, RegistryError> {
-        let refused = |problem: String| RegistryError::Redirect {
-            what: ask.what.to_owned(),
-            endpoint: peer.endpoint.origin.to_string(),
-            problem,
-        };
-        let mut target: Option<(Uri, Origin)> = None;
-        for _ in 0..=REDIRECTS_MAX {
-            let own = peer.origin();
-            let (response, sent_to) = match &target {
-                Some((uri, origin)) if *origin != own => {
-                    let other = self.other(origin)?;
-                    let request = request(uri, ask, HeaderMap::new());
-                    (self.send(&other.transport, request, ask.what, origin).await?, uri.clone())
-                }
-                _ => {
-                    let mut headers = HeaderMap::new();
-                    for (name, value) in &peer.endpoint.headers {
-                        headers.append(name, value.clone());
-                    }
-                    if let Some(value) = authorization {
-                        headers.insert(header::AUTHORIZATION, value.clone());
-                    }
-                    let uri = target.as_ref().map(|(uri, _)| uri.clone());
-                    self.send_to_peer(peer, ask, uri, headers).await?
-                }
-            };
-            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
-                return Ok(response);
-            }
-            let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            let location = location.ok_or_else(|| refused("it has no readable Location".to_owned()))?;
-            let uri =
-                join(&sent_to, location).ok_or_else(|| refused("its Location is not a URL".to_owned()))?;
-            let origin = Origin::of(&uri).ok_or_else(|| {
-                refused("its Location is not an http or https URL without a user name".to_owned())
-            })?;
-            let from = Origin::of(&sent_to).unwrap_or_else(|| peer.origin());
-            if origin.is_loopback() && !from.is_loopback() {
-                return Err(refused(format!("{origin} is this machine, and {from} is not")));
-            }
-            if from.https && !origin.https && !origin.is_loopback() && !self.other(&origin)?.plain_allowed {
-                return Err(refused(format!(
-                    "{origin} is plain HTTP; if that is wanted, give it a hosts.toml with an http:// server"
-                )));
-            }
-            target = Some((uri, origin));
-        }
-        Err(refused(format!("more than {REDIRECTS_MAX} in a row")))
-    }
-
-    /// Sends to the endpoint itself, at its own address for this request or at one that it redirected to.
-    async fn send_to_peer(
-        &self,
-        peer: &Peer,
-        ask: &Ask<'_>,
-        uri: Option<Uri>,
-        headers: HeaderMap,
-    ) -> Result<(Response<Incoming>, Uri), RegistryError> {
-        let at = |origin: &Origin| match &uri {
-            Some(uri) => uri.clone(),
-            None => {
-                let ns = if peer.endpoint.is_server {
-                    String::new()
-                } else {
-                    format!("?{}", token::form(&[("ns", self.domain())]))
-                };
-                let path = format!("{}/{}{}{ns}", peer.endpoint.prefix, self.reference.path(), ask.tail);
-                let text = format!("{origin}{path}");
-                text.parse()
-                    .expect("an origin, a parsed prefix, a reference's path and a digest or tag are a URL")
-            }
-        };
-        let origin = peer.origin();
-        let target = at(&origin);
-        let sent =
-            self.try_send(&peer.transport, request(&target, ask, headers.clone()), ask.what, &origin).await;
-        match sent {
-            Err(SendFailure::NotTls(_)) if origin.https && peer.endpoint.plain_fallback => {
-                peer.plain.store(true, Ordering::Relaxed);
-                let origin = peer.origin();
-                let target = at(&origin);
-                let response =
-                    self.send(&peer.transport, request(&target, ask, headers), ask.what, &origin).await?;
-                Ok((response, target))
-            }
-            sent => Ok((sent.map_err(SendFailure::into_error)?, target)),
-        }
-    }
-
     async fn send(
         &self,
         transport: &Transport,
@@ -532,173 +435,6 @@ impl Session {
                 after,
             })),
         }
-    }
-
-    /// The transport to a host that is not an endpoint, with the settings that hosts.toml has for exactly that host.
-    fn other(&self, origin: &Origin) -> Result<Arc<Other>, RegistryError> {
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(other) = others.get(origin) {
-            return Ok(Arc::clone(other));
-        }
-        let settings = hosts::settings_for(&self.config.certs_dirs, origin).map_err(|source| {
-            RegistryError::Settings { domain: origin.authority(), source: Arc::new(source) }
-        })?;
-        let (tls, dial_timeout, plain_allowed) = match settings {
-            Some(endpoint) => (endpoint.tls, endpoint.dial_timeout, endpoint.plain_allowed),
-            None => (hosts::Tls::default(), hosts::DIAL_TIMEOUT, origin.is_loopback()),
-        };
-        let transport = Transport::new(&tls, roots(), dial_timeout).map_err(|source| RegistryError::Tls {
-            endpoint: origin.to_string(),
-            source: Arc::new(source),
-        })?;
-        let other = Arc::new(Other { transport, plain_allowed });
-        others.insert(origin.clone(), Arc::clone(&other));
-        Ok(other)
-    }
-
-    /// Answers a challenge: finds out what to send from now on, and remembers it.
-    async fn authorize(
-        &self,
-        peer: &Peer,
-        ask: &Ask<'_>,
-        headers: &HeaderMap,
-        used: Option<&HeaderValue>,
-    ) -> Result<HeaderValue, RegistryError> {
-        let mut current = peer.authorization.lock().await;
-        // Another layer may have renewed it while this one waited.
-        if let Some(current) = current.as_ref()
-            && Some(&current.header) != used
-        {
-            return Ok(current.header.clone());
-        }
-        let values = headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let challenges = token::challenges(values);
-        let refused = |message: &str| RegistryError::Unauthorized {
-            what: ask.what.to_owned(),
-            endpoint: peer.endpoint.origin.to_string(),
-            message: message.to_owned(),
-        };
-        let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
-            Challenge::Basic => None,
-        });
-        let fresh = match (&peer.credential, bearer) {
-            (Some(Credential::Bearer(token)), _) => Authorization {
-                header: secret(&format!("Bearer {token}"))
-                    .ok_or_else(|| refused("the token has characters that no header may hold"))?,
-                until: None,
-            },
-            (_, Some((realm, service, scope))) => {
-                self.fetch_token(peer, ask, realm, service.as_deref(), scope.as_deref()).await?
-            }
-            (Some(Credential::Basic { username, password }), None)
-                if challenges.contains(&Challenge::Basic) =>
-            {
-                let header = secret(&auth::basic_header(username, password))
-                    .expect("base64 is made of header characters");
-                Authorization { header, until: None }
-            }
-            (None, None) if challenges.contains(&Challenge::Basic) => {
-                return Err(refused("it asks for a user name and password, and there are none for it"));
-            }
-            _ => return Err(refused("it asks for a kind of authorization that does not fit the credential")),
-        };
-        if let Some(used) = used
-            && fresh.header == *used
-        {
-            return Err(refused("it does not accept the credential"));
-        }
-        let header = fresh.header.clone();
-        *current = Some(fresh);
-        Ok(header)
-    }
-
-    async fn fetch_token(
-        &self,
-        peer: &Peer,
-        ask: &Ask<'_>,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-    ) -> Result<Authorization, RegistryError> {
-        let endpoint = peer.endpoint.origin.to_string();
-        let what = format!("token for {}", self.reference.name());
-        let wrong = |problem: String| RegistryError::Verification {
-            what: what.clone(),
-            endpoint: endpoint.clone(),
-            problem,
-        };
-        let realm_uri: Uri = realm.parse().map_err(|_| wrong(format!("realm {realm:?} is not a URL")))?;
-        let origin = Origin::of(&realm_uri)
-            .ok_or_else(|| wrong(format!("realm {realm:?} is not an http or https URL")))?;
-        let own = peer.origin();
-        let has_secret = peer.credential.is_some();
-        if has_secret {
-            let trusted = token::is_realm_trusted(&own.host, &origin.host, &self.config.token_realms)
-                || token::is_realm_trusted(self.domain(), &origin.host, &self.config.token_realms);
-            if !trusted {
-                return Err(RegistryError::Realm { endpoint, realm: origin.to_string() });
-            }
-        }
-        if origin.is_loopback() && !own.is_loopback() {
-            return Err(wrong(format!("realm {origin} is this machine, and the registry is not")));
-        }
-        let other;
-        let transport = if origin == own {
-            &peer.transport
-        } else {
-            other = self.other(&origin)?;
-            let own_host_in_plain = peer.endpoint.plain_allowed && origin.host == own.host;
-            if !(origin.https || other.plain_allowed || own_host_in_plain) {
-                return Err(wrong(format!("realm {origin} is plain HTTP, and a token is a secret")));
-            }
-            &other.transport
-        };
-
-        let scope = token::pull_scope(scope, self.reference.path());
-        let mut pairs = Vec::new();
-        pairs.extend(service.map(|service| ("service", service)));
-        pairs.push(("scope", scope.as_str()));
-        let mut builder = Request::builder().header(header::USER_AGENT, USER_AGENT);
-        let mut body = Bytes::new();
-        let mut uri = realm_uri.clone();
-        if let Some(Credential::Identity(refresh)) = &peer.credential {
-            pairs.extend([
-                ("grant_type", "refresh_token"),
-                ("client_id", "brig"),
-                ("refresh_token", refresh),
-            ]);
-            body = Bytes::from(token::form(&pairs));
-            builder = builder
-                .method(Method::POST)
-                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-        } else {
-            if let Some(Credential::Basic { username, password }) = &peer.credential {
-                let value = secret(&auth::basic_header(username, password))
-                    .expect("base64 is made of header characters");
-                builder = builder.header(header::AUTHORIZATION, value);
-                pairs.push(("account", username));
-            }
-            let joint = if realm_uri.query().is_some() { '&' } else { '?' };
-            uri = format!("{realm_uri}{joint}{}", token::form(&pairs))
-                .parse()
-                .map_err(|_| wrong(format!("realm {realm:?} does not take a query")))?;
-        }
-        let request = builder.uri(uri).body(Full::new(body)).expect("parsed parts make a request");
-        let response = self.send(transport, request, &what, &origin).await?;
-        if response.status() != StatusCode::OK {
-            let ask = Ask { what: &what, ..ask.clone() };
-            return Err(self.failed(&ask, origin.to_string(), response).await);
-        }
-        let bytes =
-            self.collect(response.into_body(), token::ANSWER_BYTES_MAX, &what, &origin.to_string()).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&bytes)
-            .map_err(|_| wrong(format!("the answer of {origin} is not the expected JSON")))?;
-        let (token, lifetime) =
-            answer.into_parts().ok_or_else(|| wrong(format!("the answer of {origin} has no token")))?;
-        let header = secret(&format!("Bearer {token}"))
-            .ok_or_else(|| wrong(format!("the token of {origin} has characters that no header may hold")))?;
-        Ok(Authorization { header, until: Some(Instant::now() + lifetime) })
     }
 
     /// Reads a body that must be small.
@@ -805,46 +541,9 @@ impl Peer {
         }
         origin
     }
-
-    async fn usable_authorization(&self) -> Option<HeaderValue> {
-        let mut current = self.authorization.lock().await;
-        if current.as_ref().and_then(|current| current.until).is_some_and(|until| until <= Instant::now()) {
-            *current = None;
-        }
-        current.as_ref().map(|current| current.header.clone())
-    }
 }
 
 const USER_AGENT: &str = concat!("brig/", env!("CARGO_PKG_VERSION"));
-
-async fn credential_for(
-    config: &RegistryConfig,
-    reference: &Reference,
-    auth: Option<&Auth>,
-    endpoint: &Endpoint,
-) -> Result<Option<Credential>, RegistryError> {
-    let host = endpoint.origin.authority();
-    let failed = |source| RegistryError::Credential { host: host.clone(), source: Arc::new(source) };
-    if !endpoint.origin.https && !endpoint.plain_allowed {
-        return Ok(None);
-    }
-    let from_request = match auth {
-        // The server of docker.io has another name, and so may a configured server; both are the registry.
-        Some(auth) if endpoint.is_server => {
-            auth::from_request(auth, &[reference.domain(), &host]).map_err(failed)?
-        }
-        // A mirror is another host: only a credential that names it is for it.
-        Some(auth) if !auth.server_address.is_empty() => {
-            auth::from_request(auth, &[&host]).map_err(failed)?
-        }
-        _ => None,
-    };
-    if from_request.is_some() {
-        return Ok(from_request);
-    }
-    let host = if endpoint.is_server { reference.domain() } else { &host };
-    auth::from_files(&config.auth_files, host, reference).await.map_err(failed)
-}
 
 fn request(uri: &Uri, ask: &Ask<'_>, headers: HeaderMap) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(Bytes::new()));
@@ -860,30 +559,6 @@ fn request(uri: &Uri, ask: &Ask<'_>, headers: HeaderMap) -> Request<Full<Bytes>>
         headers.insert(header::RANGE, HeaderValue::try_from(range).expect("digits are header characters"));
     }
     request
-}
-
-fn secret(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
-/// A `Location` seen from the URL that sent it: absolute, or starting with `//` or `/`.
-fn join(base: &Uri, location: &str) -> Option<Uri> {
-    let location = location.split('#').next()?;
-    if location.contains("://") && !location.starts_with('/') {
-        return location.parse().ok();
-    }
-    let scheme = base.scheme_str()?;
-    if let Some(rest) = location.strip_prefix("//") {
-        return format!("{scheme}://{rest}").parse().ok();
-    }
-    let authority = base.authority()?;
-    if location.starts_with('/') {
-        return format!("{scheme}://{authority}{location}").parse().ok();
-    }
-    let (folder, _) = base.path().rsplit_once('/')?;
-    format!("{scheme}://{authority}{folder}/{location}").parse().ok()
 }
 
 fn roots() -> &'static RootCertStore {
@@ -928,16 +603,4 @@ fn error_message(body: &[u8]) -> String {
         (code, message) => format!("{code}: {message}"),
     };
     text.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

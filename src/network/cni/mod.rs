@@ -31,6 +31,7 @@ use super::links::POD_INTERFACE;
 use super::ports::PortProtocol;
 use crate::id::PodId;
 use crate::pod::spec::{DnsConfig, PortMapping};
+use crate::task::chain;
 
 use cache::{Cache, CacheError, Entry};
 use config::{ConfigError, Current, Directory, Loaded, NetworkList, Plugin};
@@ -361,18 +362,6 @@ impl Cni {
 
 fn result_error(list: &NetworkList, plugin: &Plugin, source: ResultError) -> CniError {
     CniError::Result { plugin: plugin.kind.clone(), network: list.name.clone(), source }
-}
-
-/// An error with its causes, for the one line of the node's status.
-fn chain(err: &CniError) -> String {
-    let mut text = err.to_string();
-    let mut source = std::error::Error::source(err);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// The plugin's configuration as it gets it (specification, section 3, "Deriving execution configuration").

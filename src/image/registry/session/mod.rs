@@ -241,21 +241,12 @@ impl Session {
         let ask = Ask { what: &what, tail: &tail, accept: manifest::ACCEPT, from: 0 };
         // Whoever only serves content may not say what a tag means.
         let needed = if digest.is_some() { Needed::Pull } else { Needed::Resolve };
-        let mut failure = None;
-        for (peer, is_last) in self.candidates(needed)? {
-            let outcome = async {
-                let response = self.ask(peer, is_last, &ask).await?;
-                self.read_document(peer, &what, response, digest, descriptor).await
-            };
-            match outcome.await {
-                Ok(document) => return Ok(document),
-                Err(error) if is_last => failure = Some(error),
-                Err(error) => {
-                    tracing::warn!(endpoint = %peer.endpoint.origin, error = %chain(&error), "trying the next endpoint");
-                }
-            }
-        }
-        Err(failure.expect("candidates has a last one"))
+        let (what, ask) = (&what, &ask);
+        self.first_of(needed, |peer, is_last| async move {
+            let response = self.ask(peer, is_last, ask).await?;
+            self.read_document(peer, what, response, digest, descriptor).await
+        })
+        .await
     }
 
     async fn read_document(
@@ -302,6 +293,28 @@ impl Session {
         Ok(Document { bytes, digest: found, document })
     }
 
+    /// What `attempt` gets from the first endpoint that it succeeds with; if there is none, why the last one failed.
+    async fn first_of<'a, T, F>(
+        &'a self,
+        needed: Needed,
+        attempt: impl Fn(&'a Peer, bool) -> F,
+    ) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
+        let mut failure = None;
+        for (peer, is_last) in self.candidates(needed)? {
+            match attempt(peer, is_last).await {
+                Ok(found) => return Ok(found),
+                Err(error) if is_last => failure = Some(error),
+                Err(error) => {
+                    tracing::warn!(endpoint = %peer.endpoint.origin, error = %chain(&error), "trying the next endpoint");
+                }
+            }
+        }
+        Err(failure.expect("candidates has a last one"))
+    }
+
     /// The endpoints that may serve this, live ones first; the flag marks the last.
     fn candidates(&self, needed: Needed) -> Result<Vec<(&Peer, bool)>, RegistryError> {
         let fits = |peer: &&Peer| match needed {
@@ -326,17 +339,11 @@ impl Session {
         &self,
         ask: &Ask<'_>,
     ) -> Result<(Response<Incoming>, String), RegistryError> {
-        let mut failure = None;
-        for (peer, is_last) in self.candidates(Needed::Pull)? {
-            match self.ask(peer, is_last, ask).await {
-                Ok(response) => return Ok((response, peer.endpoint.origin.to_string())),
-                Err(error) if is_last => failure = Some(error),
-                Err(error) => {
-                    tracing::warn!(endpoint = %peer.endpoint.origin, error = %chain(&error), "trying the next endpoint");
-                }
-            }
-        }
-        Err(failure.expect("candidates has a last one"))
+        self.first_of(Needed::Pull, |peer, is_last| async move {
+            let response = self.ask(peer, is_last, ask).await?;
+            Ok((response, peer.endpoint.origin.to_string()))
+        })
+        .await
     }
 
     /// One request to one endpoint. An endpoint with a successor is asked once, the last one several times.

@@ -230,6 +230,15 @@ impl Handler {
             }
         }
     }
+
+    /// As [`Handler::locate`], else where the binary would usually be, so that an error can name a path.
+    pub(crate) fn usual_path(&self, siblings: &Path, search_path: &OsStr) -> PathBuf {
+        self.locate(siblings, search_path).unwrap_or_else(|| match &self.path {
+            Program::Default => siblings.join(BUNDLED_BINARY),
+            Program::At(path) => path.clone(),
+            Program::OnPath(name) => Path::new("/usr/bin").join(name),
+        })
+    }
 }
 
 /// A handler's table, with what its name alone decides.
@@ -552,6 +561,7 @@ mod tests {
             Some(dir.path().join(BUNDLED_BINARY))
         );
         assert_eq!(config.handlers["runc"].locate(dir.path(), nowhere), None);
+        assert_eq!(config.handlers["runc"].usual_path(dir.path(), nowhere), Path::new("/usr/bin/runc"));
         let found = config.handlers["runc"].locate(Path::new("/"), dir.path().as_os_str());
         assert_eq!(found, Some(dir.path().join("runc")));
     }

@@ -11,7 +11,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::config::{self, CgroupDriver, Config, Level, LogFormat, Program};
+use super::config::{self, CgroupDriver, Config, Level, LogFormat};
 use super::{apparmor, features};
 use crate::container::handler::{Features, Handler, Hardened};
 use crate::container::{self, Containers};
@@ -282,12 +282,10 @@ fn rlimits(config: &Config) -> Vec<PosixRlimit> {
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.
 async fn handlers(config: &Config, bin: &Path, systemd_cgroups: bool) -> HashMap<String, Arc<Handler>> {
+    const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let search_path = std::env::var_os("PATH").unwrap_or_else(|| USUAL.into());
     let resolve = |name: &str, handler: &config::Handler| {
-        let path = match &handler.path {
-            Program::Default => bin.join(config::BUNDLED_BINARY),
-            Program::At(path) => path.clone(),
-            Program::OnPath(program) => find_on_path(program),
-        };
+        let path = handler.usual_path(bin, &search_path);
         let bundled = path.file_name().is_some_and(|file| file == config::BUNDLED_BINARY);
         Handler {
             name: name.to_owned(),
@@ -318,14 +316,6 @@ async fn handlers(config: &Config, bin: &Path, systemd_cgroups: bool) -> HashMap
         }
     });
     futures_util::future::join_all(asked).await.into_iter().collect()
-}
-
-/// Where `program` is in PATH; where it would usually be if it is nowhere, so an error can name a path.
-fn find_on_path(program: &str) -> PathBuf {
-    const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let path = std::env::var_os("PATH").unwrap_or_else(|| USUAL.into());
-    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
-    found.unwrap_or_else(|| Path::new("/usr/bin").join(program))
 }
 
 /// The directory of this binary; its siblings are found there.

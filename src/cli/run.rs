@@ -17,6 +17,7 @@ use super::error::CliError;
 use super::logs::{self, LogReader, Printer};
 use super::stream::{self, Ended, Interactive, Session};
 use super::{image, lifecycle, output};
+use crate::container::bundle::{MASKED, READONLY};
 use crate::id::PodId;
 use crate::proto::v1;
 
@@ -323,8 +324,8 @@ impl Request {
                 security_context: Some(v1::LinuxContainerSecurityContext {
                     privileged: args.privileged,
                     namespace_options: Some(namespaces),
-                    masked_paths: paths(&MASKED_PATHS),
-                    readonly_paths: paths(&READONLY_PATHS),
+                    masked_paths: paths(&MASKED),
+                    readonly_paths: paths(&READONLY),
                     seccomp: Some(seccomp),
                     ..Default::default()
                 }),
@@ -338,24 +339,6 @@ impl Request {
         Path::new(&self.pod.log_directory).join(&self.container.log_path)
     }
 }
-
-/// What the kubelet masks by default (its `procMount: Default`).
-const MASKED_PATHS: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-
-/// What the kubelet makes read-only by default.
-const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The last part of an image's name without tag and digest: `registry:5000/a/web:1@sha256:…` is `web`.
 fn stem(image: &str) -> String {

@@ -19,7 +19,7 @@ use crate::container::seccomp_default;
 use crate::container::spec::{NamespaceMode, Resources, Security, SecurityProfile};
 
 /// What a container must not read: the host's hardware, keys and timings.
-pub(super) const MASKED: [&str; 13] = [
+pub(crate) const MASKED: [&str; 13] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -36,7 +36,7 @@ pub(super) const MASKED: [&str; 13] = [
 ];
 
 /// What it may read but not write.
-pub(super) const READONLY: [&str; 5] =
+pub(crate) const READONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 pub(super) fn linux(

@@ -29,7 +29,7 @@ use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
 use crate::sys::cgroup::Hierarchy;
 
-pub(crate) use linux::{cgroups_path, resources};
+pub(crate) use linux::{MASKED, READONLY, cgroups_path, resources};
 pub(crate) use lsm::SecurityModules;
 pub(crate) use process::{StopSignal, stop_signal};
 

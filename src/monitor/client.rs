@@ -394,6 +394,7 @@ impl Monitor {
             stderr: true,
             timeout_ms: timeout.map_or(0, millis),
             start_timeout_ms: millis(RUNTIME_WAIT),
+            streams: false,
         });
         let (over, _) = watch::channel(false);
         let outputs =

@@ -83,6 +83,7 @@ impl Monitor {
             stderr: command_stderr.is_some(),
             timeout_ms: 0,
             start_timeout_ms: millis(RUNTIME_WAIT),
+            streams: true,
         });
         let ends: Vec<OwnedFd> =
             [command_stdin, command_stdout, command_stderr].into_iter().flatten().collect();

@@ -445,9 +445,12 @@ impl Bundled {
     async fn hand_to_monitor(self) -> Result<ContainerId, ContainerError> {
         let Self { intended, rootfs, mount_fds } = self;
         let Intended { all, placement, saved, .. } = &intended;
-        let log = match saved.log_path.as_deref().map(open_log_directory).transpose() {
-            Ok(log) => log,
-            Err(cause) => return Err(intended.fail(cause).await),
+        let log = match &saved.log_path {
+            None => None,
+            Some(path) => match open_log_directory(path).await {
+                Ok(log) => Some(log),
+                Err(cause) => return Err(intended.fail(cause).await),
+            },
         };
         let spec = &saved.spec;
         let request = CreateRequest {
@@ -468,7 +471,9 @@ impl Bundled {
             Err(source) => {
                 let name = spec.name.clone();
                 placement.monitor.delete(saved.id.as_str()).await.ok();
-                remove_empty_log(saved.log_path.as_deref());
+                if let Some(path) = saved.log_path.clone() {
+                    blocking(move || remove_empty_log(&path)).await;
+                }
                 let cause = ContainerError::Monitor { verb: "create", name, source: Arc::new(source) };
                 return Err(intended.fail(cause).await);
             }
@@ -494,20 +499,24 @@ impl Bundled {
     }
 }
 
-/// Makes the directory of a log file (the kubelet does; crictl does not) and opens it.
-pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
-    let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-    std::fs::create_dir_all(directory).map_err(|e| file_error("create the log directory", directory, e))?;
-    let fd =
-        std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
-    Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
+/// Makes the directory of a log file (the kubelet does; crictl does not) and opens it. Off the async threads: logs may lie
+/// on a filesystem that hangs.
+pub(super) async fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+    blocking(move || {
+        std::fs::create_dir_all(&directory)
+            .map_err(|e| file_error("create the log directory", &directory, e))?;
+        let opened = std::fs::File::open(&directory);
+        let fd = opened.map_err(|e| file_error("open the log directory", &directory, e))?;
+        Ok(LogTarget { directory: OwnedFd::from(fd), name })
+    })
+    .await
 }
 
 /// Removes the log file that the monitor made for a container that never came to be. One with content is another's.
-fn remove_empty_log(path: Option<&Path>) {
-    if let Some(path) =
-        path.filter(|path| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0))
-    {
+fn remove_empty_log(path: &Path) {
+    if std::fs::symlink_metadata(path).is_ok_and(|it| it.is_file() && it.len() == 0) {
         std::fs::remove_file(path).ok();
     }
 }

@@ -18,12 +18,13 @@ use super::hardened;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
 use super::relabel::relabel;
-use super::spec::{ContainerSpec, IdMapping, MountSource, NamespaceMode};
+use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
 use crate::events::EventKind;
 use crate::id::{ContainerId, PodId};
+use crate::image::reference::Reference;
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
 use crate::sys::mount::clone_tree;
@@ -197,7 +198,7 @@ impl Intended {
             created_at: now(),
             image_id: image.id.clone(),
             image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
-            image_name: image.tags.first().cloned().unwrap_or_else(|| spec.image.image.clone()),
+            image_name: image_name(&image.tags, &spec.image),
             user: ContainerUser::default(),
             stop_signal: String::new(),
             log_path,
@@ -499,6 +500,16 @@ impl Bundled {
     }
 }
 
+/// How the status names an image: the tag that the pod's author wrote, else its first tag, else what the request says. The
+/// kubelet requests an image by its id, and shows what the status says to people.
+fn image_name(tags: &[String], asked: &ImageSpec) -> String {
+    let written = [&asked.user_specified_image, &asked.image].into_iter().find_map(|name| {
+        let tag = name.parse::<Reference>().ok()?.to_string();
+        tags.iter().find(|known| **known == tag)
+    });
+    written.or(tags.first()).unwrap_or(&asked.image).clone()
+}
+
 /// Makes the directory of a log file (the kubelet does; crictl does not) and opens it. Off the async threads: logs may lie
 /// on a filesystem that hangs.
 pub(super) async fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
@@ -535,5 +546,25 @@ pub(crate) fn remove_bundle(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_names_an_image_as_its_author_did_when_the_request_says_its_id() {
+        let name = |tags: &[&str], image: &str, user_specified_image: &str| {
+            let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
+            let (image, user_specified_image) = (image.to_owned(), user_specified_image.to_owned());
+            image_name(&tags, &ImageSpec { image, user_specified_image, ..ImageSpec::default() })
+        };
+        let id = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+        let tags = ["docker.io/library/a:1", "docker.io/library/busybox:latest"];
+        assert_eq!(name(&tags, id, "busybox"), tags[1]);
+        assert_eq!(name(&tags, "busybox", ""), tags[1]);
+        assert_eq!(name(&tags, id, "gone:2"), tags[0]);
+        assert_eq!(name(&[], id, "busybox"), id);
     }
 }

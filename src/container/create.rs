@@ -18,12 +18,13 @@ use super::hardened;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
 use super::relabel::relabel;
-use super::spec::{ContainerSpec, IdMapping, MountSource, NamespaceMode};
+use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
 use crate::events::EventKind;
 use crate::id::{ContainerId, PodId};
+use crate::image::reference::Reference;
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
 use crate::sys::mount::clone_tree;
@@ -197,7 +198,7 @@ impl Intended {
             created_at: now(),
             image_id: image.id.clone(),
             image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
-            image_name: image.tags.first().cloned().unwrap_or_else(|| spec.image.image.clone()),
+            image_name: image_name(&image.tags, &spec.image),
             user: ContainerUser::default(),
             stop_signal: String::new(),
             log_path,
@@ -445,9 +446,12 @@ impl Bundled {
     async fn hand_to_monitor(self) -> Result<ContainerId, ContainerError> {
         let Self { intended, rootfs, mount_fds } = self;
         let Intended { all, placement, saved, .. } = &intended;
-        let log = match saved.log_path.as_deref().map(open_log_directory).transpose() {
-            Ok(log) => log,
-            Err(cause) => return Err(intended.fail(cause).await),
+        let log = match &saved.log_path {
+            None => None,
+            Some(path) => match open_log_directory(path).await {
+                Ok(log) => Some(log),
+                Err(cause) => return Err(intended.fail(cause).await),
+            },
         };
         let spec = &saved.spec;
         let request = CreateRequest {
@@ -468,7 +472,9 @@ impl Bundled {
             Err(source) => {
                 let name = spec.name.clone();
                 placement.monitor.delete(saved.id.as_str()).await.ok();
-                remove_empty_log(saved.log_path.as_deref());
+                if let Some(path) = saved.log_path.clone() {
+                    blocking(move || remove_empty_log(&path)).await;
+                }
                 let cause = ContainerError::Monitor { verb: "create", name, source: Arc::new(source) };
                 return Err(intended.fail(cause).await);
             }
@@ -494,20 +500,34 @@ impl Bundled {
     }
 }
 
-/// Makes the directory of a log file (the kubelet does; crictl does not) and opens it.
-pub(super) fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
-    let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-    std::fs::create_dir_all(directory).map_err(|e| file_error("create the log directory", directory, e))?;
-    let fd =
-        std::fs::File::open(directory).map_err(|e| file_error("open the log directory", directory, e))?;
-    Ok(LogTarget { directory: OwnedFd::from(fd), name: name.to_string_lossy().into_owned() })
+/// How the status names an image: the tag that the pod's author wrote, else its first tag, else what the request says. The
+/// kubelet requests an image by its id, and shows what the status says to people.
+fn image_name(tags: &[String], asked: &ImageSpec) -> String {
+    let written = [&asked.user_specified_image, &asked.image].into_iter().find_map(|name| {
+        let tag = name.parse::<Reference>().ok()?.to_string();
+        tags.iter().find(|known| **known == tag)
+    });
+    written.or(tags.first()).unwrap_or(&asked.image).clone()
+}
+
+/// Makes the directory of a log file (the kubelet does; crictl does not) and opens it. Off the async threads: logs may lie
+/// on a filesystem that hangs.
+pub(super) async fn open_log_directory(path: &Path) -> Result<LogTarget, ContainerError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+    blocking(move || {
+        std::fs::create_dir_all(&directory)
+            .map_err(|e| file_error("create the log directory", &directory, e))?;
+        let opened = std::fs::File::open(&directory);
+        let fd = opened.map_err(|e| file_error("open the log directory", &directory, e))?;
+        Ok(LogTarget { directory: OwnedFd::from(fd), name })
+    })
+    .await
 }
 
 /// Removes the log file that the monitor made for a container that never came to be. One with content is another's.
-fn remove_empty_log(path: Option<&Path>) {
-    if let Some(path) =
-        path.filter(|path| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0))
-    {
+fn remove_empty_log(path: &Path) {
+    if std::fs::symlink_metadata(path).is_ok_and(|it| it.is_file() && it.len() == 0) {
         std::fs::remove_file(path).ok();
     }
 }
@@ -526,5 +546,25 @@ pub(crate) fn remove_bundle(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_names_an_image_as_its_author_did_when_the_request_says_its_id() {
+        let name = |tags: &[&str], image: &str, user_specified_image: &str| {
+            let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
+            let (image, user_specified_image) = (image.to_owned(), user_specified_image.to_owned());
+            image_name(&tags, &ImageSpec { image, user_specified_image, ..ImageSpec::default() })
+        };
+        let id = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+        let tags = ["docker.io/library/a:1", "docker.io/library/busybox:latest"];
+        assert_eq!(name(&tags, id, "busybox"), tags[1]);
+        assert_eq!(name(&tags, "busybox", ""), tags[1]);
+        assert_eq!(name(&tags, id, "gone:2"), tags[0]);
+        assert_eq!(name(&[], id, "busybox"), id);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Saved {
     pub image_id: Digest,
     /// A repo digest if the image has one, else its id: stays when the image goes (the kubelet needs it non-empty).
     pub image_ref: String,
-    /// How the status names the image: its first tag or what the request said.
+    /// How the status names the image: a tag of it, or what the request said.
     pub image_name: String,
     pub user: ContainerUser,
     /// A name such as `SIGTERM`.

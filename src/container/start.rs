@@ -33,7 +33,10 @@ impl Containers {
             let mut live = container.lock();
             live.state = live.state.clone().started(at);
         }
-        self.save(&container).await?;
+        if let Err(error) = self.save(&container).await {
+            // It runs, and the monitor knows since when: recovery asks it.
+            tracing::error!(container = %container.id(), error = %chain(&error), "cannot save a start");
+        }
         self.event(&container, EventKind::Started);
         Ok(())
     }

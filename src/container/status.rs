@@ -34,6 +34,8 @@ pub(crate) struct ContainerView {
     pub(crate) image_id: String,
     /// A digest reference, `name@sha256:…`, or the id when the image has none. Never empty.
     pub(crate) image_ref: String,
+    /// A tag of the image, or as in the request when it had none. Never empty, and kept when the image is gone.
+    pub(crate) image_name: String,
     /// Whom the first process runs as.
     pub(crate) user: Option<UserIds>,
     /// The limits in force: the request's, then every update's.

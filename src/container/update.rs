@@ -49,7 +49,7 @@ impl Containers {
         let Some(path) = &container.saved.log_path else {
             return Err(ContainerError::NoLog { id: id.to_string() });
         };
-        let log = super::create::open_log_directory(path)?;
+        let log = super::create::open_log_directory(path).await?;
         let monitor = &container.placement.monitor;
         monitor.reopen_log(id.as_str(), log).await.map_err(monitor_error("reopen the log of", &container))
     }

@@ -31,6 +31,7 @@ impl Container {
             message,
             image_id: saved.image_id.to_string(),
             image_ref: saved.image_ref.clone(),
+            image_name: saved.image_name.clone(),
             user: Some(UserIds {
                 uid: saved.user.uid,
                 gid: saved.user.gid,

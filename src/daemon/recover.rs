@@ -116,7 +116,8 @@ async fn recover_pod(node: &Node, record: PodRecord, containers: Vec<ContainerRe
                 delete_unfinished(&monitor, &stray.id).await;
             }
             for exec in &status.execs {
-                // Who asked for it lost its answer with the earlier daemon.
+                // Who asked for it lost its answer with the earlier daemon. One with streams is not among them: it goes
+                // on, as when its client goes away.
                 monitor.exec_kill(exec).await.ok();
             }
             node.pods.watch(&pod, &monitor);

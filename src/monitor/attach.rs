@@ -60,7 +60,7 @@ impl Monitor {
         });
         let ends: Vec<OwnedFd> =
             [monitor_stdin, monitor_stdout, monitor_stderr].into_iter().flatten().collect();
-        match self.ask("attach", request, &ends, ANSWER_WAIT).await? {
+        match self.ask("attach", request, ends, ANSWER_WAIT).await? {
             (Reply::Done, _) => Ok(AttachSession { stdin, stdout, stderr, control }),
             (other, _) => Err(unexpected("attach", id, other)),
         }
@@ -76,14 +76,14 @@ impl AttachControl {
     /// Sets the size of the container's terminal; fails if it has none.
     pub(crate) async fn resize(&self, columns: u16, rows: u16) -> Result<(), MonitorError> {
         let request = Request::Resize { container: self.container.clone(), columns, rows };
-        self.monitor.done("resize", &self.container, request, &[]).await
+        self.monitor.done("resize", &self.container, request, Vec::new()).await
     }
 
     /// The client has ended its input: what was written to the session's `stdin` is the last of it. Closes the input of
     /// a container that wants it once; a terminal stays open, it has no end but a hangup. Closing `stdin` does the same.
     pub(crate) async fn finish_stdin(&self) {
         let request = Request::FinishStdin { attach: self.name.clone() };
-        if let Err(error) = self.monitor.done("finish stdin", &self.container, request, &[]).await {
+        if let Err(error) = self.monitor.done("finish stdin", &self.container, request, Vec::new()).await {
             tracing::debug!(container = self.container, error = %crate::task::chain(&error), "cannot end the input of a client");
         }
     }
@@ -99,7 +99,7 @@ impl Drop for AttachControl {
         // Without a runtime the connection ends soon, and with it the attach.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let request = Request::Detach { attach };
-            runtime.spawn(async move { monitor.done("detach", "", request, &[]).await.ok() });
+            runtime.spawn(async move { monitor.done("detach", "", request, Vec::new()).await.ok() });
         }
     }
 }

@@ -140,7 +140,7 @@ pub(super) struct Inner {
     process: OnceLock<Process>,
     socket: AsyncFd<OwnedFd>,
     /// Held while a frame is written.
-    sending: tokio::sync::Mutex<()>,
+    sending: Arc<tokio::sync::Mutex<()>>,
     execs: Semaphore,
     pub(super) sessions: Arc<Semaphore>,
     next_id: AtomicU64,
@@ -218,7 +218,7 @@ impl Monitor {
         let inner = Arc::new(Inner {
             process: OnceLock::new(),
             socket: watched(socket).map_err(local("watch the socket"))?,
-            sending: tokio::sync::Mutex::default(),
+            sending: Arc::default(),
             execs: Semaphore::new(EXECS_MAX),
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             next_id: AtomicU64::new(1),
@@ -308,7 +308,7 @@ impl Monitor {
             .chain(rootfs)
             .chain(mounts.into_iter().map(|(_, fd)| fd))
             .collect();
-        match self.ask("create", request, &fds, timeout + ANSWER_MARGIN).await? {
+        match self.ask("create", request, fds, timeout + ANSWER_MARGIN).await? {
             (Reply::Created(created), _) => Ok(created),
             other => Err(unexpected("create", &id, other.0)),
         }
@@ -316,7 +316,7 @@ impl Monitor {
 
     pub(crate) async fn start(&self, id: &str) -> Result<(), MonitorError> {
         let request = Request::Start { container: id.to_owned(), timeout_ms: millis(RUNTIME_WAIT) };
-        self.done("start", id, request, &[]).await
+        self.done("start", id, request, Vec::new()).await
     }
 
     /// `signal` is a name or a number.
@@ -327,7 +327,7 @@ impl Monitor {
             "kill",
             id,
             Request::Kill { container: id.to_owned(), signal: number, all, timeout_ms },
-            &[],
+            Vec::new(),
         )
         .await
     }
@@ -335,24 +335,29 @@ impl Monitor {
     /// Kills what runs, removes what the runtime keeps, forgets the container.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), MonitorError> {
         let request = Request::Delete { container: id.to_owned(), timeout_ms: millis(RUNTIME_WAIT) };
-        self.done("delete", id, request, &[]).await
+        self.done("delete", id, request, Vec::new()).await
     }
 
     /// `resources` is OCI LinuxResources as JSON.
     pub(crate) async fn update(&self, id: &str, resources: String) -> Result<(), MonitorError> {
         let timeout_ms = millis(RUNTIME_WAIT);
-        self.done("update", id, Request::Update { container: id.to_owned(), resources, timeout_ms }, &[])
-            .await
+        self.done(
+            "update",
+            id,
+            Request::Update { container: id.to_owned(), resources, timeout_ms },
+            Vec::new(),
+        )
+        .await
     }
 
     pub(crate) async fn reopen_log(&self, id: &str, log: LogTarget) -> Result<(), MonitorError> {
         let request = Request::ReopenLog { container: id.to_owned(), name: log.name };
-        self.done("reopen the log", id, request, &[log.directory]).await
+        self.done("reopen the log", id, request, vec![log.directory]).await
     }
 
     pub(crate) async fn status(&self) -> Result<Status, MonitorError> {
         let request = Request::Status { version: wire::VERSION };
-        match self.ask("status", request, &[], ANSWER_WAIT).await? {
+        match self.ask("status", request, Vec::new(), ANSWER_WAIT).await? {
             (Reply::Status(status), _) => Ok(status),
             other => Err(unexpected("status", "", other.0)),
         }
@@ -360,7 +365,7 @@ impl Monitor {
 
     /// Ends a monitor that has no containers any more.
     pub(crate) async fn shutdown(&self) -> Result<(), MonitorError> {
-        match self.done("shutdown", "", Request::Shutdown, &[]).await {
+        match self.done("shutdown", "", Request::Shutdown, Vec::new()).await {
             Err(MonitorError::Gone) => Ok(()),
             answer => answer,
         }
@@ -394,13 +399,14 @@ impl Monitor {
             stderr: true,
             timeout_ms: timeout.map_or(0, millis),
             start_timeout_ms: millis(RUNTIME_WAIT),
+            streams: false,
         });
         let (over, _) = watch::channel(false);
         let outputs =
             async { tokio::join!(collect(out, cap, over.subscribe()), collect(err, cap, over.subscribe())) };
         let run = async {
             let started =
-                self.ask("exec", request, &[out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
+                self.ask("exec", request, vec![out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
             let end = match started {
                 Ok((Reply::ExecStarted { .. }, _)) => wait(&mut ended).await,
                 Ok((other, _)) => Err(unexpected("exec", id, other)),
@@ -416,7 +422,7 @@ impl Monitor {
 
     /// Kills every process of an exec; one that has ended is fine.
     pub(crate) async fn exec_kill(&self, exec: &str) -> Result<(), MonitorError> {
-        self.done("kill the exec", "", Request::ExecKill { exec: exec.to_owned() }, &[]).await
+        self.done("kill the exec", "", Request::ExecKill { exec: exec.to_owned() }, Vec::new()).await
     }
 
     pub(super) fn inner(&self) -> Result<&Arc<Inner>, MonitorError> {
@@ -428,7 +434,7 @@ impl Monitor {
         what: &'static str,
         id: &str,
         request: Request,
-        fds: &[OwnedFd],
+        fds: Vec<OwnedFd>,
     ) -> Result<(), MonitorError> {
         match self.ask(what, request, fds, RUNTIME_WAIT + ANSWER_MARGIN).await? {
             (Reply::Done, _) => Ok(()),
@@ -440,7 +446,7 @@ impl Monitor {
         &self,
         what: &'static str,
         request: Request,
-        fds: &[OwnedFd],
+        fds: Vec<OwnedFd>,
         wait: Duration,
     ) -> Result<(Reply, Vec<OwnedFd>), MonitorError> {
         let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
@@ -455,7 +461,7 @@ impl Monitor {
             waiting.replies.insert(id, sender);
         }
         let answer = async {
-            inner.send(&frame, fds).await.map_err(|_| MonitorError::Gone)?;
+            inner.send(frame, fds).await.map_err(|_| MonitorError::Gone)?;
             reply.await.map_err(|_| MonitorError::Gone)
         };
         match tokio::time::timeout(wait, answer).await {
@@ -471,7 +477,7 @@ impl Monitor {
     pub(super) async fn hello(
         &self,
         hello: &wire::Hello,
-        fds: &[OwnedFd],
+        fds: Vec<OwnedFd>,
         wait: Duration,
     ) -> Result<Ready, MonitorError> {
         let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
@@ -480,7 +486,7 @@ impl Monitor {
         // The answer to Hello has the id 0.
         lock(&inner.waiting).replies.insert(0, sender);
         let answer = async {
-            inner.send(&frame, fds).await.map_err(|_| MonitorError::Gone)?;
+            inner.send(frame, fds).await.map_err(|_| MonitorError::Gone)?;
             reply.await.map_err(|_| MonitorError::Gone)
         };
         match tokio::time::timeout(wait, answer).await {
@@ -528,8 +534,19 @@ impl Inner {
         if waiting.closed { Err(MonitorError::Gone) } else { Ok(waiting) }
     }
 
-    async fn send(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-        let _sending = self.sending.lock().await;
+    /// Sends a whole frame or, given up before its turn, nothing of it. Given up later it is sent all the same: whatever
+    /// came after half a frame would be taken for the rest of it.
+    async fn send(self: &Arc<Self>, frame: Vec<u8>, fds: Vec<OwnedFd>) -> io::Result<()> {
+        let sending = Arc::clone(&self.sending).lock_owned().await;
+        let this = Arc::clone(self);
+        let written = tokio::spawn(async move {
+            let _sending = sending;
+            this.write(&frame, &fds).await
+        });
+        written.await.map_err(io::Error::other)?
+    }
+
+    async fn write(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
         let mut rest = frame;
         let mut fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         while !rest.is_empty() {
@@ -708,5 +725,42 @@ mod tests {
         // The event loop has not run since, so only the pipe itself knows of them.
         let (_over, over) = watch::channel(true);
         assert_eq!(collect(pipe, Bytes(4), over).await, b"last");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_given_up_half_way_is_sent_whole_before_the_next_one() {
+        let (ours, theirs) = socket::pair().unwrap();
+        let monitor = Monitor::over(ours).unwrap();
+        let peer = watched(theirs).unwrap();
+        {
+            // Far more than a socket holds, so what has come is a part of it.
+            let long = monitor.update("c", "x".repeat(4 << 20));
+            tokio::select! {
+                _ = long => panic!("nobody answers"),
+                ready = peer.readable() => drop(ready.unwrap()),
+            }
+        }
+        let next = tokio::spawn(async move { monitor.status().await });
+        let theirs = peer.into_inner();
+        let requests = tokio::task::spawn_blocking(move || {
+            let (mut decoder, mut buffer, mut requests) =
+                (Decoder::default(), vec![0; READ_BYTES], Vec::new());
+            while requests.len() < 2 {
+                let mut fds = Vec::new();
+                let received = socket::receive(&theirs, &mut buffer, &mut fds).unwrap();
+                decoder.push(&buffer[..received], fds);
+                while let Some((message, _)) = decoder.next::<ToMonitor>().unwrap() {
+                    requests.push(message.request);
+                }
+            }
+            requests
+        });
+        let requests = requests.await.unwrap();
+        assert!(
+            matches!(&requests[0], Request::Update { resources, .. } if resources.len() == 4 << 20),
+            "the first"
+        );
+        assert_eq!(requests[1], Request::Status { version: wire::VERSION });
+        assert!(matches!(next.await.unwrap(), Err(MonitorError::Gone)));
     }
 }

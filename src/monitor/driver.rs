@@ -53,6 +53,8 @@ pub(super) struct Exec {
     timeout: Option<Duration>,
     pub(super) deadline: Option<Instant>,
     pub(super) timed_out: bool,
+    /// Whoever asked for it may go away.
+    pub(super) streams: bool,
 }
 
 /// A runtime at work.
@@ -363,7 +365,14 @@ impl Supervisor {
         };
         self.call(&exec.container, call)?;
         let timeout = (exec.timeout_ms != 0).then(|| Duration::from_millis(exec.timeout_ms));
-        self.execs.push(Exec { id: exec.exec, pid: 0, timeout, deadline: None, timed_out: false });
+        self.execs.push(Exec {
+            id: exec.exec,
+            pid: 0,
+            timeout,
+            deadline: None,
+            timed_out: false,
+            streams: exec.streams,
+        });
         Ok(())
     }
 

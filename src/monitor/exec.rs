@@ -83,10 +83,11 @@ impl Monitor {
             stderr: command_stderr.is_some(),
             timeout_ms: 0,
             start_timeout_ms: millis(RUNTIME_WAIT),
+            streams: true,
         });
         let ends: Vec<OwnedFd> =
             [command_stdin, command_stdout, command_stderr].into_iter().flatten().collect();
-        let (reply, fds) = self.ask("exec", request, &ends, RUNTIME_WAIT + ANSWER_MARGIN).await?;
+        let (reply, fds) = self.ask("exec", request, ends, RUNTIME_WAIT + ANSWER_MARGIN).await?;
         let Reply::ExecStarted { .. } = reply else { return Err(unexpected("exec", id, reply)) };
         let terminal = fds.into_iter().next().filter(|_| streams.terminal);
         if streams.terminal && terminal.is_none() {

@@ -471,7 +471,7 @@ impl Supervisor {
             pod: self.pod.clone(),
             ready: self.ready.clone(),
             containers: containers.collect(),
-            execs: self.execs.iter().map(|exec| exec.id.clone()).collect(),
+            execs: self.execs.iter().filter(|exec| !exec.streams).map(|exec| exec.id.clone()).collect(),
         }
     }
 

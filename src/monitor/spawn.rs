@@ -93,7 +93,7 @@ async fn start(request: &SpawnRequest, listener: OwnedFd) -> Result<(Monitor, Re
     if let Some(namespace) = &request.mount_namespace {
         fds.push(namespace.try_clone().map_err(local("copy the mount namespace"))?);
     }
-    let ready = monitor.hello(&hello, &fds, READY_WAIT).await;
+    let ready = monitor.hello(&hello, fds, READY_WAIT).await;
     if ready.is_err() {
         monitor.kill_process();
     }

@@ -411,6 +411,7 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
         stderr: false,
         timeout_ms: 100,
         start_timeout_ms: 10_000,
+        streams: false,
     };
     assert!(matches!(monitor.ask(Request::Exec(exec), &[write]), Reply::ExecStarted { .. }));
     let expected = Event::ExecExited { exec: "e".into(), code: 137, signal: 9, timed_out: true };

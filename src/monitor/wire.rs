@@ -229,6 +229,9 @@ pub(crate) struct Exec {
     pub timeout_ms: u64,
     /// How long the runtime may take to start it.
     pub start_timeout_ms: u64,
+    /// It goes on when who asked for it has gone, so it is not in [`Status::execs`].
+    #[serde(default)]
+    pub streams: bool,
 }
 
 /// Descriptors: the client's ends of the streams that are marked here, in this order: the reading end of a pipe for
@@ -359,7 +362,7 @@ pub(crate) struct Status {
     pub pod: String,
     pub ready: Ready,
     pub containers: Vec<ContainerStatus>,
-    /// The ids of execs that still run.
+    /// The ids of execs that still run and whose output is for who asked alone: a daemon that takes over ends them.
     pub execs: Vec<String>,
 }
 
@@ -564,6 +567,13 @@ mod tests {
         let end = AttachEnd::Unknown;
         let expected = FromMonitor::Event(Event::AttachEnded { attach: "a".into(), end });
         assert_eq!(serde_json::from_str::<FromMonitor>(event).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_exec_of_a_daemon_that_does_not_know_streams_is_one_without() {
+        let text = r#"{"id":1,"request":{"op":"exec","exec":"e","container":"c","process":"{}","terminal":false,"stdin":false,"stdout":true,"stderr":true,"timeout_ms":0,"start_timeout_ms":5}}"#;
+        let Request::Exec(exec) = serde_json::from_str::<ToMonitor>(text).unwrap().request else { panic!() };
+        assert!(!exec.streams);
     }
 
     #[test]

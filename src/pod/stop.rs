@@ -64,11 +64,16 @@ impl Pods {
         Ok(())
     }
 
-    /// Asks a monitor to end and waits for it; one that does not is killed: its containers are gone already.
+    /// Asks a monitor to end and waits for it; its containers are gone already.
     pub(super) async fn end_monitor(&self, monitor: &Monitor) {
         if let Err(error) = monitor.shutdown().await {
             tracing::warn!(monitor = monitor.pid(), error = %error, "a monitor refused to end");
         }
+        self.await_monitor_end(monitor).await;
+    }
+
+    /// Kills a monitor that should end and does not.
+    pub(super) async fn await_monitor_end(&self, monitor: &Monitor) {
         if tokio::time::timeout(MONITOR_END, monitor.closed()).await.is_err() {
             tracing::warn!(monitor = monitor.pid(), "killing a monitor that did not end");
             monitor.kill_process();

@@ -28,6 +28,8 @@ impl Pods {
                     Event::ExecExited { .. } | Event::AttachEnded { .. } | Event::Unknown => {}
                 }
             }
+            // Without a connection nobody could ever end it: it does so itself, or is killed.
+            this.await_monitor_end(&monitor).await;
             this.on_monitor_end(&pod).await;
         });
     }

@@ -129,7 +129,8 @@ pub(crate) fn container_status(view: &ContainerView) -> v1::ContainerStatus {
         started_at: view.started_at.0,
         finished_at: view.finished_at.0,
         exit_code: view.exit_code,
-        image: Some(image_spec(&spec.image)),
+        // The kubelet copies it to the pod's status, where people read it; its request says the id.
+        image: Some(v1::ImageSpec { image: view.image_name.clone(), ..image_spec(&spec.image) }),
         image_ref: view.image_ref.clone(),
         reason: view.reason.clone(),
         message: view.message.clone(),

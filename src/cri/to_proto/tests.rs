@@ -44,7 +44,7 @@ pub(crate) fn container_view() -> ContainerView {
             name: "main".into(),
             attempt: 1,
             image: ImageSpec {
-                image: "busybox:1".into(),
+                image: "sha256:aa".into(),
                 user_specified_image: "busybox".into(),
                 ..Default::default()
             },
@@ -72,6 +72,7 @@ pub(crate) fn container_view() -> ContainerView {
         message: String::new(),
         image_id: "sha256:aa".into(),
         image_ref: "busybox@sha256:bb".into(),
+        image_name: "busybox:1".into(),
         user: Some(UserIds { uid: 1000, gid: 2000, groups: vec![2000, 3000] }),
         resources: Resources {
             memory_limit_bytes: Some(-1),
@@ -138,6 +139,7 @@ fn a_container_status_has_all_that_the_kubelet_checks() {
     assert_eq!((image.image.as_str(), image.image_ref.as_str()), ("models:1", "models@sha256:cc"));
     let listed = container(&container_view());
     assert_eq!((listed.pod_sandbox_id.as_str(), listed.image_id.as_str()), (POD, "sha256:aa"));
+    assert_eq!(listed.image.unwrap().image, "sha256:aa", "as it was asked for");
 }
 
 #[test]

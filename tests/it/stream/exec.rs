@@ -284,3 +284,25 @@ fn privileged_a_flood_of_pings_is_answered_and_costs_no_memory() {
     let grown = rss().saturating_sub(before);
     assert!(grown < 16 << 10, "{grown} KiB");
 }
+
+#[test]
+fn privileged_a_command_outlives_the_daemon_that_started_it() {
+    with_handlers(|handler| {
+        let mut ship = Ship::sleeping(handler, "outlives");
+        let command = "echo begun; until [ -e /go ]; do sleep 0.05; done; echo alive > /done";
+        let url = ship.exec_url("oe", &["sh", "-c", command]);
+        let client = ship.node.call(async {
+            let mut client = Client::open(&url, V5).await;
+            client.until(STDOUT, "begun\n").await;
+            client
+        });
+        ship.node.kill_brigd();
+        ship.node.call(client.finish());
+        ship.node.restart_brigd();
+        ship.node.output(&ship.container, "touch /go");
+        eventually(|| {
+            let said = ship.node.exec(&ship.container, &["cat", "/done"]).stdout;
+            (said == b"alive\n").then_some(())
+        });
+    });
+}

@@ -106,5 +106,13 @@ pub use sandbox::main as sandbox_main;
 /// What tests/fuzz calls.
 #[cfg(fuzzing)]
 pub mod fuzz {
-    pub use crate::stream::spdy::fuzz::{connection as spdy_connection, frames as spdy_frames};
+    use crate::stream::spdy::fuzz;
+
+    pub fn spdy_frames(input: &[u8]) {
+        fuzz::frames(input);
+    }
+
+    pub fn spdy_connection(input: &[u8]) {
+        fuzz::connection(input);
+    }
 }

@@ -112,9 +112,20 @@ pub use daemon::main as daemon_main;
 pub use monitor::main as monitor_main;
 pub use sandbox::main as sandbox_main;
 
-/// What tests/fuzz calls, and a short run of it among the unit tests.
-#[cfg(any(test, fuzzing))]
+/// What tests/fuzz calls.
+#[cfg(fuzzing)]
 pub mod fuzz {
-    pub use crate::stream::spdy::fuzz::{connection as spdy_connection, frames as spdy_frames};
-    pub use crate::stream::websocket::fuzz::channels as websocket_channels;
+    use crate::stream::{spdy, websocket};
+
+    pub fn spdy_frames(input: &[u8]) {
+        spdy::fuzz::frames(input);
+    }
+
+    pub fn spdy_connection(input: &[u8]) {
+        spdy::fuzz::connection(input);
+    }
+
+    pub fn websocket_channels(input: &[u8]) {
+        websocket::fuzz::channels(input);
+    }
 }

@@ -17,7 +17,7 @@ use super::headers::{self, Inflater};
 use super::{Connection, NewStream, Role};
 
 /// The input as frames, cut as its first byte says: whatever is a frame survives being written and read again.
-pub fn frames(input: &[u8]) {
+pub(crate) fn frames(input: &[u8]) {
     let Some((&cut, mut rest)) = input.split_first() else { return };
     let (mut decoder, mut buffer, mut inflater) =
         (Decoder::default(), BytesMut::new(), Some(Inflater::default()));
@@ -52,7 +52,7 @@ pub fn frames(input: &[u8]) {
 
 /// The input as all that a client says, to a server that accepts, refuses, echoes, holds and drops streams in turn: it comes
 /// to its end, nothing is left, and what the server said makes sense.
-pub fn connection(input: &[u8]) {
+pub(crate) fn connection(input: &[u8]) {
     let Some((&mode, said)) = input.split_first() else { return };
     let heard = Arc::default();
     let script = Script {

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The input as all that a client says after the upgrade; its first byte chooses the protocol, and the size of the pieces
 /// in which the rest arrives. Every channel comes to its end, and the server closes.
-pub fn channels(input: &[u8]) {
+pub(crate) fn channels(input: &[u8]) {
     let Some((&mode, said)) = input.split_first() else { return };
     let protocol = REMOTE_COMMAND[usize::from(mode & 7) % REMOTE_COMMAND.len()];
     let piece = 1 << (mode >> 4);

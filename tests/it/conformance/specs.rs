@@ -13,7 +13,6 @@ pub(super) enum Where {
 
 const APPARMOR: Where = Where::Nowhere("needs a kernel with AppArmor");
 const NRI: Where = Where::Nowhere("there is no node resource interface yet");
-const STREAMING: Where = Where::Nowhere("checked with the streaming server's own tests");
 
 #[rustfmt::skip]
 pub(super) const SPECS: &[(&str, Where)] = &[
@@ -149,9 +148,9 @@ pub(super) const SPECS: &[(&str, Where)] = &[
     ("Security Context bucket runtime should support dropping capability", Where::Here),
     ("Security Context bucket runtime should support that ReadOnlyRootfs is false", Where::Here),
     ("Security Context bucket runtime should support that ReadOnlyRootfs is true", Where::Here),
-    ("Streaming runtime should support streaming interfaces runtime should support attach", STREAMING),
-    ("Streaming runtime should support streaming interfaces runtime should support exec with tty=false and stdin=false", STREAMING),
-    ("Streaming runtime should support streaming interfaces runtime should support exec with tty=true and stdin=true", STREAMING),
-    ("Streaming runtime should support streaming interfaces runtime should support portforward", STREAMING),
-    ("Streaming runtime should support streaming interfaces runtime should support portforward in host network", STREAMING),
+    ("Streaming runtime should support streaming interfaces runtime should support attach", Where::Test("stream/attach", "privileged_clients_share_one_container_and_come_and_go")),
+    ("Streaming runtime should support streaming interfaces runtime should support exec with tty=false and stdin=false", Where::Test("stream/exec", "privileged_every_websocket_protocol_tells_streams_apart_and_the_exit_code")),
+    ("Streaming runtime should support streaming interfaces runtime should support exec with tty=true and stdin=true", Where::Test("stream/exec", "privileged_a_terminal_has_a_size_an_echo_and_keys")),
+    ("Streaming runtime should support streaming interfaces runtime should support portforward", Where::Test("stream/forward", "privileged_many_connections_share_one_stream_set")),
+    ("Streaming runtime should support streaming interfaces runtime should support portforward in host network", Where::Test("stream/forward", "privileged_a_pod_on_the_hosts_network_has_the_hosts_ports")),
 ];

@@ -53,6 +53,8 @@ pub(super) struct Exec {
     timeout: Option<Duration>,
     pub(super) deadline: Option<Instant>,
     pub(super) timed_out: bool,
+    /// To be killed once it has started.
+    killed: bool,
     /// Whoever asked for it may go away.
     pub(super) streams: bool,
 }
@@ -204,8 +206,11 @@ impl Supervisor {
             }
             Request::Exec(exec) => self.exec(to, exec, fds)?,
             Request::ExecKill { exec } => {
-                if let Some(exec) = self.execs.iter().find(|e| e.id == exec && e.pid != 0) {
-                    reap::kill_tree(exec.pid);
+                if let Some(exec) = self.execs.iter_mut().find(|known| known.id == exec) {
+                    exec.killed = true;
+                    if exec.pid != 0 {
+                        reap::kill_tree(exec.pid);
+                    }
                 }
                 return Ok(Some(Reply::Done));
             }
@@ -371,6 +376,7 @@ impl Supervisor {
             timeout,
             deadline: None,
             timed_out: false,
+            killed: false,
             streams: exec.streams,
         });
         Ok(())
@@ -672,6 +678,10 @@ impl Supervisor {
             console.map(|console| console.take().map_err(system("take the terminal"))).transpose()?;
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.id == id) {
             exec.pid = pid;
+            if exec.killed {
+                // Its end is reported as that of any other.
+                reap::kill_tree(pid);
+            }
             exec.deadline = exec.timeout.map(|timeout| Instant::now() + timeout);
         }
         Ok((pid, terminal))

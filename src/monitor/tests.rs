@@ -48,8 +48,10 @@ create)
     echo $! > "$pid_file" ;;
 start) echo go > "$(cat "$root/$id")/fifo" ;;
 exec)
+    bundle=$(cat "$root/$id")
+    while [ -e "$bundle/hold" ]; do sleep 0.01; done
     exec 3<&0
-    sh "$(cat "$root/$id")/exec" <&3 3<&- &
+    sh "$bundle/exec" <&3 3<&- &
     echo $! > "$pid_file" ;;
 delete) kill -9 "$(cat "$(cat "$root/$id")/pid")" 2> /dev/null; rm -f "$root/$id" ;;
 esac
@@ -176,11 +178,17 @@ impl Fixture {
     }
 
     fn ask(&mut self, request: Request, fds: &[OwnedFd]) -> Reply {
+        let id = self.tell(request, fds);
+        self.answer(id).0
+    }
+
+    /// Sends a request, whose answer has the id that this returns.
+    fn tell(&mut self, request: Request, fds: &[OwnedFd]) -> u64 {
         self.id += 1;
         let id = self.id;
         let frame = wire::encode(&ToMonitor { id, request }, fds.len()).expect("fits");
         send(&self.socket, &frame, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>());
-        self.answer(id).0
+        id
     }
 
     fn event(&mut self) -> Event {
@@ -418,6 +426,34 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
     assert_eq!(monitor.event(), expected);
     // The end of the pipe is the end of every process of the tree.
     assert_eq!(fs::File::from(read).read_to_end(&mut Vec::new()).expect("read"), 0);
+}
+
+#[test]
+fn an_exec_that_is_killed_while_it_starts_ends_as_soon_as_it_has() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "exec sleep 1000");
+    fs::write(monitor.dir.path().join("c/exec"), "exec sleep 1000").expect("a script");
+    let hold = monitor.dir.path().join("c/hold");
+    fs::write(&hold, "").expect("a file");
+    let exec = Exec {
+        exec: "e".into(),
+        container: "c".into(),
+        process: "{}".into(),
+        terminal: false,
+        stdin: false,
+        stdout: false,
+        stderr: false,
+        timeout_ms: 0,
+        start_timeout_ms: 10_000,
+        streams: true,
+    };
+    let starting = monitor.tell(Request::Exec(exec), &[]);
+    assert_eq!(monitor.status().execs, Vec::<String>::new(), "one with streams is its client's alone");
+    assert_eq!(monitor.ask(Request::ExecKill { exec: "e".into() }, &[]), Reply::Done);
+    fs::remove_file(hold).expect("the runtime goes on");
+    assert!(matches!(monitor.answer(starting).0, Reply::ExecStarted { .. }));
+    let expected = Event::ExecExited { exec: "e".into(), code: 137, signal: 9, timed_out: false };
+    assert_eq!(monitor.event(), expected);
 }
 
 #[test]

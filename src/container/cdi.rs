@@ -12,6 +12,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hook, HookBuilder, Hooks};
+use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -268,7 +269,10 @@ fn read_folder(dir: &Path, priority: usize, broken: &mut Vec<String>) -> Vec<Spe
 
 fn read_file(path: &Path) -> Result<Document, String> {
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|err| err.to_string())?;
+    // A pipe among the files must not be waited for.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|err| err.to_string())?;
+    let file = std::fs::File::from(file);
     if !file.metadata().map_err(|err| err.to_string())?.is_file() {
         return Err("not a regular file".to_owned());
     }
@@ -312,6 +316,8 @@ fn json(yaml: &Yaml, left: &mut usize) -> Result<serde_json::Value, String> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::FileType;
+
     use super::*;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -326,6 +332,15 @@ mod tests {
         let dirs: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         edits(&dirs, &names).map_err(|err| err.to_string().replace(&format!("{}/", dirs[0].display()), ""))
+    }
+
+    #[test]
+    fn a_pipe_in_a_folder_is_told_as_broken_and_not_waited_for() {
+        let dir = folder(&[]);
+        let pipe = dir.path().join("pipe.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let error = ask(&[&dir], &["vendor.example/gpu=0"]).unwrap_err();
+        assert!(error.contains("pipe.json: not a regular file"), "{error}");
     }
 
     const GPU: &str = r#"

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Container, ContainerError, Containers};
-use crate::metrics::{ContainerReading, FileSystem, Processes, host_swap};
+use crate::metrics::{ContainerReading, FileSystem, Processes, device_name, host_swap};
 use crate::sys::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
 use crate::task::blocking;
 use crate::units::UnixNanos;
@@ -21,11 +21,13 @@ impl Containers {
                 id: own.id().to_string(),
                 source: Arc::new(source),
             })?;
+            let device_names = cgroup.stats.io.iter().map(|io| device_name(io.major, io.minor)).collect();
             let disk = || Some((FileSystem::of(store.root()).ok()?, store.writable_usage(own.id()).ok()?.0));
             Ok(ContainerReading {
                 at: UnixNanos::now(),
                 started_at: own.view().started_at,
                 cgroup,
+                device_names,
                 processes: Some(Processes::read(&pids, live.pid)),
                 disk: disk(),
                 shares_asked: live.resources.cpu_shares,

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
 
 use crate::events::Bus;
@@ -116,7 +117,8 @@ impl Server {
         grace: Duration,
     ) -> Result<(), ServeError> {
         let Self { listener, path, services } = self;
-        let runtime = RuntimeServiceServer::new(runtime::Runtime::new(services.clone()))
+        let endless = CancellationToken::new();
+        let runtime = RuntimeServiceServer::new(runtime::Runtime::new(services.clone(), endless.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let image = ImageServiceServer::new(image::Images::new(services.clone()))
@@ -132,10 +134,12 @@ impl Server {
         let (stopping, stopped) = oneshot::channel();
         let stop = async move {
             stop.await;
+            // Streams of events would hold a graceful end for ever.
+            endless.cancel();
             // Nobody listens any more when serving has failed first.
             stopping.send(()).ok();
         };
-        // Endless calls (events, attach) would hold a graceful end for ever.
+        // A pull, say, may take longer than a stop.
         let out_of_patience = async move {
             match stopped.await {
                 Ok(()) => tokio::time::sleep(grace).await,

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
 use ipnet::IpNet;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -35,11 +36,13 @@ const STATS_AT_ONCE: usize = 8;
 #[derive(Debug)]
 pub(super) struct Runtime {
     all: Services,
+    /// The server stops: calls without an end of their own end now.
+    stopping: CancellationToken,
 }
 
 impl Runtime {
-    pub(super) fn new(all: Services) -> Self {
-        Self { all }
+    pub(super) fn new(all: Services, stopping: CancellationToken) -> Self {
+        Self { all, stopping }
     }
 
     fn containers(&self) -> &Containers {
@@ -342,7 +345,8 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        Ok(Response::new(events(self.all.clone())))
+        let stopping = self.stopping.clone().cancelled_owned();
+        Ok(Response::new(events(self.all.clone()).take_until(stopping).boxed()))
     }
 
     async fn list_metric_descriptors(
@@ -578,7 +582,7 @@ fn pod_subnets(config: Option<RuntimeConfig>) -> Result<Vec<IpNet>, BadRequest> 
 
 /// Events from now on. A client that falls too far behind is cut off, so that it knows to list again: silently skipping
 /// would leave it with a wrong picture.
-fn events(all: Services) -> BoxStream<'static, Result<ContainerEventResponse, Status>> {
+fn events(all: Services) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + 'static {
     let source = Some((all.bus.subscribe(), all));
     stream::unfold(source, |source| async move {
         let (mut receiver, all) = source?;
@@ -591,7 +595,6 @@ fn events(all: Services) -> BoxStream<'static, Result<ContainerEventResponse, St
             Err(RecvError::Closed) => None,
         }
     })
-    .boxed()
 }
 
 fn event_response(all: &Services, event: &Event) -> ContainerEventResponse {

@@ -19,6 +19,6 @@ mod proc;
 mod reading;
 
 pub(crate) use catalogue::{BASE_LABELS, Kind, Metric};
-pub(crate) use disk::{FileSystem, host_swap};
+pub(crate) use disk::{FileSystem, device_name, host_swap};
 pub(crate) use proc::Processes;
 pub(crate) use reading::{ContainerReading, Sample, network_samples};

@@ -2,7 +2,6 @@
 //! left out is a line here.
 
 use super::catalogue::Metric;
-use super::disk::device_name;
 use super::{FileSystem, Processes};
 use crate::stats::InterfaceUsage;
 use crate::sys::cgroup::{Details, Psi};
@@ -24,6 +23,8 @@ pub(crate) struct ContainerReading {
     pub(crate) at: UnixNanos,
     pub(crate) started_at: UnixNanos,
     pub(crate) cgroup: Details,
+    /// The name of each device in the cgroup's statistics of I/O, in their order.
+    pub(crate) device_names: Vec<String>,
     pub(crate) processes: Option<Processes>,
     /// The file system and what the writable layer takes of it.
     pub(crate) disk: Option<(FileSystem, Bytes)>,
@@ -106,16 +107,15 @@ impl ContainerReading {
     }
 
     fn io(&self, out: &mut Samples) {
-        for io in &self.cgroup.stats.io {
-            let device = device_name(io.major, io.minor);
+        for (io, device) in self.cgroup.stats.io.iter().zip(&self.device_names) {
             let (major, minor) = (io.major.to_string(), io.minor.to_string());
             for (operation, bytes) in [("Read", io.read_bytes), ("Write", io.write_bytes)] {
-                out.label(Metric::BlkioDeviceUsage, &[&device, &major, &minor, operation], bytes);
+                out.label(Metric::BlkioDeviceUsage, &[device, &major, &minor, operation], bytes);
             }
-            out.label(Metric::FsReadsBytes, &[&device], io.read_bytes);
-            out.label(Metric::FsReads, &[&device], io.reads);
-            out.label(Metric::FsWritesBytes, &[&device], io.write_bytes);
-            out.label(Metric::FsWrites, &[&device], io.writes);
+            out.label(Metric::FsReadsBytes, &[device], io.read_bytes);
+            out.label(Metric::FsReads, &[device], io.reads);
+            out.label(Metric::FsWritesBytes, &[device], io.write_bytes);
+            out.label(Metric::FsWrites, &[device], io.writes);
         }
     }
 
@@ -270,6 +270,7 @@ mod tests {
                 cpu: CpuLimits { period_us: Some(100_000), quota_us: Some(20_000), shares: Some(998) },
                 huge_pages: vec![HugePages { page_size: "2MB".into(), usage: 31, max_usage: Some(32) }],
             },
+            device_names: vec!["/dev/vdb".into()],
             processes: Some(Processes {
                 count: 2,
                 descriptors: Some(Descriptors { open: 41, sockets: 4 }),
@@ -294,8 +295,8 @@ mod tests {
     #[test]
     fn a_whole_reading_has_every_metric_with_its_value() {
         let expected = [
-            r#"container_blkio_device_usage_total ["0:999999", "0", "999999", "Read"] 11"#,
-            r#"container_blkio_device_usage_total ["0:999999", "0", "999999", "Write"] 12"#,
+            r#"container_blkio_device_usage_total ["/dev/vdb", "0", "999999", "Read"] 11"#,
+            r#"container_blkio_device_usage_total ["/dev/vdb", "0", "999999", "Write"] 12"#,
             "container_cpu_cfs_periods_total [] 10",
             "container_cpu_cfs_throttled_periods_total [] 4",
             "container_cpu_cfs_throttled_seconds_total [] 5",
@@ -306,11 +307,11 @@ mod tests {
             r#"container_fs_inodes_free ["/dev/vda"] 53"#,
             r#"container_fs_inodes_total ["/dev/vda"] 52"#,
             r#"container_fs_limit_bytes ["/dev/vda"] 51"#,
-            r#"container_fs_reads_bytes_total ["0:999999"] 11"#,
-            r#"container_fs_reads_total ["0:999999"] 13"#,
+            r#"container_fs_reads_bytes_total ["/dev/vdb"] 11"#,
+            r#"container_fs_reads_total ["/dev/vdb"] 13"#,
             r#"container_fs_usage_bytes ["/dev/vda"] 54"#,
-            r#"container_fs_writes_bytes_total ["0:999999"] 12"#,
-            r#"container_fs_writes_total ["0:999999"] 14"#,
+            r#"container_fs_writes_bytes_total ["/dev/vdb"] 12"#,
+            r#"container_fs_writes_total ["/dev/vdb"] 14"#,
             r#"container_hugetlb_max_usage_bytes ["2MB"] 32"#,
             r#"container_hugetlb_usage_bytes ["2MB"] 31"#,
             "container_last_seen [] 1700000009",

@@ -21,8 +21,8 @@ use crate::monitor::attach::{AttachEnd, AttachSession};
 use crate::pod::Pods;
 use crate::task::chain;
 
-/// For the last words. A client that was cut off does not read, or it would not have been.
-const GOODBYE_WAIT: Duration = Duration::from_secs(30);
+/// For the last words, of an exec too. A client that was cut off does not read, or it would not have been.
+pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(30);
 
 /// What a client is told that was cut off.
 const SLOW: &str =

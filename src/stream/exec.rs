@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::attach::GOODBYE_WAIT;
 use super::handshake::Agreed;
 use super::pump::{self, Sizes, Watched};
 use super::session::{Outcome, Session, Sink, Source};
@@ -51,8 +52,11 @@ pub(super) async fn run(
             }
         }
     };
-    end.tell(&outcome).await;
-    connection.close().await;
+    let goodbye = async {
+        end.tell(&outcome).await;
+        connection.close().await;
+    };
+    tokio::time::timeout(GOODBYE_WAIT, goodbye).await.ok();
 }
 
 /// A client's ends of a command's streams.

@@ -13,7 +13,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,11 +25,16 @@ use super::websocket::TUNNEL;
 use super::{Inner, Streams, Task, attach, exec, forward};
 use crate::pod::Pods;
 
-/// Connections at a time. Each holds a few descriptors and buffers; further ones wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1024;
+/// Streams at a time. Each holds a few descriptors and buffers; further ones are refused, and keep their tokens.
+const STREAMS_MAX: usize = 1024;
 
-/// For the request's headers and for TLS. A client that is slower is not one of ours.
-const HELLO_WAIT: Duration = Duration::from_secs(30);
+/// Connections at a time that have shown no token yet, which any process of this machine can make; further ones wait in the
+/// kernel's queue. They take no place from streams.
+const GREETINGS_MAX: usize = 256;
+
+/// For TLS, and then for the request and its answer. Our clients are on this machine or near it and take some
+/// milliseconds; what is silent keeps others waiting for no longer than this.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes of all request headers. hyper refuses more with 431.
 const HEADERS_BYTES_MAX: usize = 64 << 10;
@@ -99,15 +104,16 @@ impl Server {
 
     /// Serves until `stop`, then closes every connection and returns when all their work has ended.
     pub(crate) async fn serve(self, stop: CancellationToken) {
-        let (places, work) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
+        let (greetings, places) = (Semaphore::new(GREETINGS_MAX), Semaphore::new(STREAMS_MAX));
+        let (greetings, places, work) = (Arc::new(greetings), Arc::new(places), TaskTracker::new());
         loop {
-            let place = Arc::clone(&places).acquire_owned();
+            let greeting = Arc::clone(&greetings).acquire_owned();
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = async { (place.await, self.listener.accept().await) } => accepted,
+                accepted = async { (greeting.await, self.listener.accept().await) } => accepted,
             };
-            let stream = match accepted {
-                (Ok(place), Ok((stream, _))) => (place, stream),
+            let (greeting, stream) = match accepted {
+                (Ok(greeting), Ok((stream, _))) => (greeting, stream),
                 (_, Err(error)) => {
                     tracing::warn!(%error, "cannot accept a connection for a stream");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -115,17 +121,14 @@ impl Server {
                 }
                 (Err(_), _) => unreachable!("the semaphore is never closed"),
             };
-            let (place, stream) = stream;
             let connection = Connection {
                 streams: self.streams.clone(),
                 tls: self.tls.clone(),
                 idle_timeout: self.idle_timeout,
+                places: Arc::clone(&places),
                 stop: stop.clone(),
             };
-            work.spawn(async move {
-                connection.serve(stream).await;
-                drop(place);
-            });
+            work.spawn(connection.serve(stream, greeting));
         }
         drop(self.listener);
         work.close();
@@ -139,20 +142,27 @@ struct Connection {
     streams: Streams,
     tls: Option<Arc<Tls>>,
     idle_timeout: Duration,
+    /// For streams.
+    places: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream) {
+    /// `greeting` is held until the client has shown a token.
+    async fn serve(self, stream: TcpStream, greeting: OwnedSemaphorePermit) {
         // Keystrokes and their echoes are small and must not wait for each other.
         stream.set_nodelay(true).ok();
         match self.tls.clone() {
-            None => self.http(stream).await,
+            None => self.http(stream, greeting).await,
             Some(tls) => {
                 let config = crate::task::blocking(move || tls.current()).await;
                 let accept = tokio_rustls::TlsAcceptor::from(config).accept(stream);
-                match tokio::time::timeout(HELLO_WAIT, accept).await {
-                    Ok(Ok(stream)) => self.http(stream).await,
+                let accepted = tokio::select! {
+                    accepted = tokio::time::timeout(HELLO_WAIT, accept) => accepted,
+                    () = self.stop.cancelled() => return,
+                };
+                match accepted {
+                    Ok(Ok(stream)) => self.http(stream, greeting).await,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a client of the streaming server failed at TLS")
                     }
@@ -163,7 +173,11 @@ impl Connection {
     }
 
     /// One request, and what becomes of its connection.
-    async fn http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    async fn http(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        greeting: OwnedSemaphorePermit,
+    ) {
         let (stop, idle_timeout) = (self.stop.clone(), self.idle_timeout);
         let (stream, idle) = Idle::watch(stream);
         // What an upgraded connection is for.
@@ -185,11 +199,17 @@ impl Connection {
             .with_upgrades();
         let whole = async {
             tokio::select! {
-                served = served => if let Err(error) = served {
-                    tracing::debug!(%error, "a client of the streaming server failed at HTTP");
+                served = tokio::time::timeout(HELLO_WAIT, served) => match served {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "a client of the streaming server failed at HTTP"),
+                    Err(_) => {
+                        tracing::debug!("a client of the streaming server was silent at HTTP");
+                        return;
+                    }
                 },
                 () = stop.cancelled() => return,
             }
+            drop(greeting);
             let work = lock(&begun).take();
             if let Some(work) = work {
                 work.await;
@@ -216,6 +236,10 @@ impl Connection {
         let Some((verb, token)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
             return Err(not_found());
         };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let said = format!("{STREAMS_MAX} streams are open already; close some and try again");
+            return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, &said));
+        };
         let task = self.streams.0.tickets.redeem(token, Instant::now()).ok_or_else(not_found)?;
         if task.verb() != verb {
             return Err(not_found());
@@ -239,6 +263,7 @@ impl Connection {
                 Ok(upgraded) => run(pods, task, agreed, TokioIo::new(upgraded), &stop).await,
                 Err(error) => tracing::debug!(%error, "a stream's client went away at the upgrade"),
             }
+            drop(place);
         });
         Ok((answer, work))
     }

@@ -31,6 +31,10 @@ const CLOSE_WAIT: Duration = Duration::from_secs(10);
 /// with a reset, at which the peer's kernel may throw away our last words.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// While the socket is not read, the end of the peer is not seen either; but what is written to a peer that is gone fails,
+/// the first time or the next.
+const POKE_EVERY: Duration = Duration::from_secs(15);
+
 /// Slices of one write. The kernel takes 1024; a batch has less than this unless its pieces are small.
 const SLICES: usize = 64;
 
@@ -60,6 +64,8 @@ struct Task<Io> {
     shut: bool,
     /// Runs once the connection is being closed.
     patience: Option<Pin<Box<Sleep>>>,
+    /// Runs while the socket is not read.
+    poke: Option<Pin<Box<Sleep>>>,
 }
 
 /// Whether anything moved: if not, wakers are registered for all that may.
@@ -76,6 +82,7 @@ pub(super) async fn run(io: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Sha
         unflushed: false,
         shut: false,
         patience: None,
+        poke: None,
     };
     let ended = poll_fn(|cx| task.poll(cx)).await;
     if let Err(error) = ended {
@@ -97,6 +104,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Task<Io> {
                 _ => self.read(cx)?,
             };
             let Some(read) = read else { return Poll::Ready(Ok(())) };
+            self.poke(cx);
             let wrote = self.write(cx)?;
             if phase != Phase::Open {
                 let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(CLOSE_WAIT)));
@@ -111,6 +119,20 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Task<Io> {
             if !read && !wrote && self.shared.lock().phase() == phase {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Has something written from time to time while nothing is read.
+    fn poke(&mut self, cx: &mut Context<'_>) {
+        let mut state = self.shared.lock();
+        if state.may_read() {
+            self.poke = None;
+            return;
+        }
+        let poke = self.poke.get_or_insert_with(|| Box::pin(sleep(POKE_EVERY)));
+        while poke.as_mut().poll(cx).is_ready() {
+            state.poke();
+            poke.as_mut().reset(Instant::now() + POKE_EVERY);
         }
     }
 

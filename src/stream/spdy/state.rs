@@ -261,6 +261,14 @@ impl State {
         self.full.is_empty() && self.charge_in < IN_MAX && self.control.len() < CONTROL_MAX
     }
 
+    /// Queues a frame that changes nothing, unless others wait for the peer anyway. Not a ping: spdystream answers one in
+    /// the task that reads, which would then wait behind the very write that we do not take, and no longer take our data.
+    pub(super) fn poke(&mut self) {
+        if self.phase == Phase::Open && self.control.is_empty() {
+            Frame::Settings(vec![(INITIAL_WINDOW_SIZE, STREAM_WINDOW)]).encode(&mut self.control);
+        }
+    }
+
     /// What the peer says. After an error the connection must be ended by [`State::fail`].
     pub(super) fn receive(&mut self, frame: Frame) -> Result<(), Violation> {
         match frame {

@@ -465,6 +465,24 @@ async fn a_peer_without_windows_is_stopped_by_a_stream_that_is_full_and_goes_on_
     hearing.await.unwrap().unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_goes_while_it_is_stopped_by_a_full_stream_is_noticed() {
+    let (mut peer, connection, mut incoming) = Peer::client().await;
+    let (_sender, _receiver) = peer.opened(1, &mut incoming).await.split();
+    let started = tokio::time::Instant::now();
+    for _ in 0..20 {
+        peer.data(1, false, &[9; 32 << 10]).await;
+    }
+    for _ in 0..3 {
+        assert!(matches!(peer.hear().await, Some(Frame::Settings(_))));
+    }
+    assert_eq!(started.elapsed().as_secs(), 3 * 15);
+    assert!(!connection.shared.lock().may_read());
+    drop(peer);
+    assert!(incoming.accept().await.is_none());
+    assert_eq!(started.elapsed().as_secs(), 4 * 15);
+}
+
 #[tokio::test]
 async fn a_reader_that_gives_up_lets_a_stopped_peer_go_on() {
     let (mut peer, _connection, mut incoming) = Peer::client().await;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,7 +17,7 @@ use futures_util::stream::SplitStream;
 use futures_util::{Sink, SinkExt, StreamExt};
 use hyper::body::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role};
@@ -25,8 +26,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::config;
 
-/// Messages that wait for whoever reads their channel; then the socket is not read on.
-const WAITING_MAX: usize = 4;
+/// What may wait on a channel for its reader; with more, the socket is not read on. As much as a stream of SPDY holds. A
+/// message may be larger than this: it goes in whole, and is then the only one, so a channel whose reader is stuck holds
+/// at most this much and one message.
+const UNREAD_MAX: usize = 512 << 10;
+
+/// What a queued piece costs beyond its bytes, roughly, so that pieces of one byte count.
+const PIECE_COST: usize = 128;
+
+/// Pieces smaller than this are copied, lest a few bytes hold a whole read buffer in memory.
+const SMALL: usize = super::READ_BYTES / 4;
 
 /// While the socket is not read, no ping is answered, and client-go gives a connection up after a minute without a
 /// pong. So one is sent unasked, which is allowed (RFC 6455 section 5.5.3), and tells us whether the client is there.
@@ -172,12 +181,67 @@ impl Sender {
 
 /// What has come on one channel.
 #[derive(Debug)]
-pub(crate) struct Receiver(mpsc::Receiver<Bytes>);
+pub(crate) struct Receiver {
+    pieces: mpsc::UnboundedReceiver<Bytes>,
+    unread: Arc<Unread>,
+    /// What the last piece is charged with: its reader is at work on it until it asks for the next.
+    held: usize,
+}
 
 impl Receiver {
     /// The next piece; `None` once the channel has ended or the other side is gone. Cancel-safe.
     pub(crate) async fn recv(&mut self) -> Option<Bytes> {
-        self.0.recv().await
+        self.unread.less(std::mem::take(&mut self.held));
+        let piece = self.pieces.recv().await?;
+        self.held = charge(&piece);
+        Some(piece)
+    }
+}
+
+/// The other end of a [`Receiver`]. The channel itself has no bound; the reader of the socket, which is the only one that
+/// fills it, waits for room after every piece.
+#[derive(Debug)]
+struct Queue {
+    pieces: mpsc::UnboundedSender<Bytes>,
+    unread: Arc<Unread>,
+}
+
+fn queue() -> (Queue, Receiver) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let unread = Arc::<Unread>::default();
+    let queue = Queue { pieces: sender, unread: Arc::clone(&unread) };
+    (queue, Receiver { pieces: receiver, unread, held: 0 })
+}
+
+fn charge(piece: &Bytes) -> usize {
+    piece.len() + PIECE_COST
+}
+
+/// How much waits on a channel.
+#[derive(Debug, Default)]
+struct Unread {
+    charge: AtomicUsize,
+    taken: Notify,
+}
+
+impl Unread {
+    fn more(&self, charge: usize) {
+        self.charge.fetch_add(charge, Ordering::AcqRel);
+    }
+
+    fn less(&self, charge: usize) {
+        if charge > 0 {
+            self.charge.fetch_sub(charge, Ordering::AcqRel);
+            // Only the reader of the socket waits; told too early, it looks once more.
+            self.taken.notify_one();
+        }
+    }
+
+    /// Returns when there is room. Cancel-safe.
+    async fn room(&self) {
+        while self.charge.load(Ordering::Acquire) >= UNREAD_MAX {
+            self.taken.notified().await;
+        }
     }
 }
 
@@ -201,8 +265,8 @@ impl Channels {
         let (queues, receivers) = inputs
             .iter()
             .map(|channel| {
-                let (queue, receiver) = mpsc::channel(WAITING_MAX);
-                ((*channel, queue), Receiver(receiver))
+                let (queue, receiver) = queue();
+                ((*channel, queue), receiver)
             })
             .unzip();
         let reader = tokio::spawn(read(reader, Arc::clone(&to), queues));
@@ -232,11 +296,8 @@ impl Channels {
 }
 
 /// Reads until the other side is gone, or says something wrong, which it is told.
-async fn read<S>(
-    mut from: SplitStream<WebSocketStream<S>>,
-    to: Arc<Outgoing>,
-    mut queues: Vec<(u8, mpsc::Sender<Bytes>)>,
-) where
+async fn read<S>(mut from: SplitStream<WebSocketStream<S>>, to: Arc<Outgoing>, mut queues: Vec<(u8, Queue)>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     while let Some(message) = from.next().await {
@@ -270,13 +331,22 @@ async fn read<S>(
     }
 }
 
-/// Waits for room. Fails when the other side turns out to be gone meanwhile.
-async fn enqueue(queue: &mpsc::Sender<Bytes>, data: Bytes, to: &Outgoing) -> io::Result<()> {
-    let room = loop {
-        match tokio::time::timeout(PONG_EVERY, queue.reserve()).await {
-            Ok(Ok(room)) => break room,
-            Ok(Err(_nobody_wants_it)) => return Ok(()),
-            Err(_) => {}
+/// Queues a piece and waits for room for the next: a piece that waited for room itself would be held beyond the bound.
+/// Fails when the other side turns out to be gone meanwhile.
+async fn enqueue(queue: &Queue, data: Bytes, to: &Outgoing) -> io::Result<()> {
+    let piece = if data.len() < SMALL { Bytes::copy_from_slice(&data) } else { data };
+    queue.unread.more(charge(&piece));
+    // An error means that nobody wants it; then nobody is waited for below either.
+    queue.pieces.send(piece).ok();
+    loop {
+        let room = async {
+            tokio::select! {
+                () = queue.unread.room() => {}
+                () = queue.pieces.closed() => {}
+            }
+        };
+        if tokio::time::timeout(PONG_EVERY, room).await.is_ok() {
+            return Ok(());
         }
         // Whoever is writing now keeps the connection alive, or waits for the client as we would.
         if let Ok(mut writer) = to.writer.try_lock() {
@@ -285,10 +355,9 @@ async fn enqueue(queue: &mpsc::Sender<Bytes>, data: Bytes, to: &Outgoing) -> io:
                 return Err(io::Error::other(error));
             }
         }
-    };
-    room.send(data);
-    Ok(())
+    }
 }
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -357,14 +426,62 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_whose_input_waits_is_told_that_we_are_alive_and_noticed_when_it_goes() {
         let (mut server, at_server, client, _) = pair(V5, &[0]).await;
-        for _ in 0..WAITING_MAX + 2 {
-            client.sender(0).send("unread".into()).await.unwrap();
+        // The last piece stays in the socket: the duplex has room for it.
+        for _ in 0..UNREAD_MAX / (64 << 10) + 1 {
+            client.sender(0).send(vec![0; 64 << 10].into()).await.unwrap();
         }
         // The clock jumps, since everything waits: pongs pass without harm.
         assert!(tokio::time::timeout(4 * PONG_EVERY, server.closed()).await.is_err());
         drop(client);
         server.closed().await;
         drop(at_server);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_reads_is_bounded_in_bytes_and_a_large_message_passes_alone() {
+        let (server, mut at_server, client, _) = pair(V5, &[0]).await;
+        let (mut sender, unread) = (client.sender(0), Arc::clone(&at_server[0].unread));
+        let waiting = || unread.charge.load(Ordering::Acquire);
+        let large = Bytes::from(vec![1; 4 * UNREAD_MAX]);
+        let small = Bytes::from(vec![2; 100]);
+        let sent = {
+            let (large, small) = (large.clone(), small.clone());
+            tokio::spawn(async move {
+                sender.send(large.clone()).await.unwrap();
+                sender.send(large).await.unwrap();
+                for _ in 0..3 * UNREAD_MAX / small.len() {
+                    sender.send(small.clone()).await.unwrap();
+                }
+            })
+        };
+        // The clock moves when everything stands still.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(waiting(), charge(&large));
+        assert_eq!(at_server[0].recv().await.as_ref(), Some(&large));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(waiting(), charge(&large), "its reader is at work on the first");
+        assert_eq!(at_server[0].recv().await, Some(large));
+        let first = at_server[0].recv().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!((UNREAD_MAX..UNREAD_MAX + charge(&small)).contains(&waiting()), "{}", waiting());
+        let mut count = 1;
+        while count < 3 * UNREAD_MAX / first.len() {
+            assert_eq!(at_server[0].recv().await.as_ref(), Some(&small));
+            count += 1;
+        }
+        sent.await.unwrap();
+        drop((server, client));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_gives_up_lets_the_other_channels_go_on() {
+        let (_server, mut at_server, client, _) = pair(V5, &[0, 4]).await;
+        client.sender(0).send(vec![0; UNREAD_MAX].into()).await.unwrap();
+        client.sender(4).send("size".into()).await.unwrap();
+        let (mut four, zero) = (at_server.pop().unwrap(), at_server.pop().unwrap());
+        assert!(tokio::time::timeout(Duration::from_secs(1), four.recv()).await.is_err());
+        drop(zero);
+        assert_eq!(four.recv().await, Some("size".into()));
     }
 
     /// What a server answers to these bytes, until it closes.

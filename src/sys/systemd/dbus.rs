@@ -12,6 +12,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
 /// systemd's answers are short; the longest signal that reaches us names one job.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// The reply to AUTH is one line.
@@ -298,6 +302,20 @@ pub(super) enum CallError {
     Refused { name: String, text: String },
 }
 
+/// A listener that has as many waiting as it wants makes `connect` wait, for as long as a write may take on the socket: a
+/// unix socket that does not block would fail at once instead, with nothing to poll for.
+fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => Ok(socket.into()),
+        Err(Errno::AGAIN) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "nobody took a D-Bus connection in time"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A connection to a bus, or to systemd itself. Closed when dropped.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -315,8 +333,9 @@ impl Connection {
 
     /// Connects and authenticates as this process's user.
     pub(super) fn open(path: &Path, patience: Duration) -> io::Result<Self> {
-        let socket = UnixStream::connect(path)?;
-        let mut this = Self { socket, serial: 0, deadline: Instant::now() + patience, signals: Vec::new() };
+        let deadline = Instant::now() + patience;
+        let socket = connect(path, patience)?;
+        let mut this = Self { socket, serial: 0, deadline, signals: Vec::new() };
         this.authenticate()?;
         Ok(this)
     }
@@ -427,6 +446,20 @@ mod tests {
         interface: "org.freedesktop.systemd1.Manager",
         member: "StopUnit",
     };
+
+    #[test]
+    fn a_listener_that_takes_nobody_is_waited_for_no_longer_than_patience() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus");
+        let listener = UnixListener::bind(&path).unwrap();
+        // Room for one.
+        rustix::net::listen(&listener, 0).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        let error = connect(&path, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        drop(listener.accept().unwrap());
+        connect(&path, Duration::from_millis(20)).unwrap();
+    }
 
     /// The golden bytes of these tests were written by another implementation (jeepney 0.9).
     fn joined(parts: &[&[u8]]) -> Vec<u8> {

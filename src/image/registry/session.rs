@@ -28,7 +28,7 @@ use super::manifest::{self, DOCUMENT_BYTES_MAX, Descriptor};
 use super::platform::Platform;
 use super::token::{self, Challenge, TokenAnswer};
 use super::transport::{Transport, machine_roots};
-use super::{Blob, RegistryError};
+use super::{Blob, Proxies, RegistryError};
 use crate::id::Digest;
 use crate::image::reference::Reference;
 
@@ -52,6 +52,7 @@ pub(crate) struct RegistryConfig {
     pub(crate) auth_files: Vec<PathBuf>,
     /// Pairs of a registry's host and a token server's that belong together.
     pub(crate) token_realms: Vec<(String, String)>,
+    pub(crate) proxies: Arc<Proxies>,
     pub(crate) limits: Limits,
 }
 
@@ -149,8 +150,9 @@ impl Session {
         let mut peers = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let credential = credential_for(&config, &reference, auth, &endpoint).await?;
+            let proxies = Arc::clone(&config.proxies);
             let transport =
-                Transport::new(&endpoint.tls, roots(), endpoint.dial_timeout).map_err(|source| {
+                Transport::new(&endpoint.tls, roots(), endpoint.dial_timeout, proxies).map_err(|source| {
                     RegistryError::Tls { endpoint: endpoint.origin.to_string(), source: Arc::new(source) }
                 })?;
             peers.push(Peer {
@@ -547,9 +549,9 @@ impl Session {
             Some(endpoint) => (endpoint.tls, endpoint.dial_timeout, endpoint.plain_allowed),
             None => (hosts::Tls::default(), hosts::DIAL_TIMEOUT, origin.is_loopback()),
         };
-        let transport = Transport::new(&tls, roots(), dial_timeout).map_err(|source| RegistryError::Tls {
-            endpoint: origin.to_string(),
-            source: Arc::new(source),
+        let proxies = Arc::clone(&self.config.proxies);
+        let transport = Transport::new(&tls, roots(), dial_timeout, proxies).map_err(|source| {
+            RegistryError::Tls { endpoint: origin.to_string(), source: Arc::new(source) }
         })?;
         let other = Arc::new(Other { transport, plain_allowed });
         others.insert(origin.clone(), Arc::clone(&other));

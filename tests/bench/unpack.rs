@@ -33,8 +33,8 @@ pub(super) fn unpack() {
     let (mut pull_cpu, mut tar_cpu) = (Vec::new(), Vec::new());
     // The first pair warms the page cache and is not counted.
     for pair in 0..=PAIRS {
-        let mut ours = || pull(&node, &name);
-        let mut theirs = || untar(&blob, scratch.path());
+        let ours = || pull(&node, &name);
+        let theirs = || untar(&blob, scratch.path());
         // Who goes first changes, so that neither always follows the other's deletions.
         let (pull, tar) = if pair % 2 == 0 {
             let pull = ours();

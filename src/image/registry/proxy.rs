@@ -51,7 +51,7 @@ impl fmt::Debug for Proxy {
 /// Why the way to a host is unknown. The value may hold a password and is not shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{variable} is not a URL of an HTTP proxy, as http://proxy.example:3128; correct it and restart brigd"
+    "{variable} is not a URL of an HTTP proxy, as http://proxy.example:3128, its password percent-encoded; correct it and restart brigd"
 )]
 pub(super) struct ProxyError {
     variable: String,
@@ -126,7 +126,12 @@ impl Setting {
         // hyper-util reads the URL and decodes what stands before the @. Of NO_PROXY it knows curl's rules, without ports.
         let matcher = Matcher::builder().http(value.trim()).build();
         let found = matcher.intercept(&Uri::from_static("http://any.example/"));
-        match found.filter(|found| matches!(found.uri().scheme_str(), Some("http" | "https"))) {
+        let is_usable = |uri: &Uri| {
+            // A second @ is left in the host, and with it the end of a password that was not percent-encoded.
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+        };
+        match found.filter(|found| is_usable(found.uri())) {
             Some(found) => {
                 Self::Proxy(Proxy { uri: found.uri().clone(), authorization: found.basic_auth().cloned() })
             }

@@ -19,6 +19,7 @@ use crate::cri::{About, Services};
 use crate::events::Bus;
 use crate::image::pull::{PullConfig, Puller};
 use crate::image::reference::Reference;
+use crate::image::registry::Proxies;
 use crate::image::{Limits, Store, StoreError};
 use crate::metrics::own::Own;
 use crate::monitor::spawn::SmallMountNamespace;
@@ -148,6 +149,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             parallel_layers: config.images.parallel_layers as usize,
             stall_timeout: config.images.stall_timeout,
             pinned: config.images.pinned.clone(),
+            proxies: Proxies::from_env(),
             own: own.clone(),
             ..PullConfig::default()
         },

@@ -30,7 +30,7 @@ use super::reference::Reference;
 use super::registry::auth::Auth;
 use super::registry::manifest::{self, LayerDescriptor};
 use super::registry::platform::Platform;
-use super::registry::{Limits, RegistryConfig, RegistryError, Session};
+use super::registry::{Limits, Proxies, RegistryConfig, RegistryError, Session};
 use super::{Image, Layer, LayerExpectation, NewImage, Store, StoreError, UnpackError};
 use crate::id::Digest;
 use crate::metrics::own::Own;
@@ -48,6 +48,8 @@ pub(crate) struct PullConfig {
     pub(crate) auth_files: Vec<PathBuf>,
     /// Pairs of registry host and token server host that belong together though their names do not show it.
     pub(crate) token_realms: Vec<(String, String)>,
+    /// What stands between this machine and registries.
+    pub(crate) proxies: Proxies,
     /// Layers of one pull that are fetched at the same time.
     pub(crate) parallel_layers: usize,
     /// A transfer without a byte for this long is broken.
@@ -71,6 +73,7 @@ impl Default for PullConfig {
             auth_files: Vec::new(),
             pinned: Vec::new(),
             token_realms: Vec::new(),
+            proxies: Proxies::default(),
             // containerd's max_concurrent_downloads: enough to fill a link, few enough to be polite.
             parallel_layers: 3,
             stall_timeout,
@@ -228,6 +231,7 @@ impl Puller {
             certs_dirs: config.certs_dirs.clone(),
             auth_files: config.auth_files.clone(),
             token_realms: config.token_realms.clone(),
+            proxies: Arc::new(config.proxies.clone()),
             limits: Limits {
                 stall_timeout: config.stall_timeout,
                 attempts: config.attempts.max(1),
@@ -714,5 +718,7 @@ fn is_no_space(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+#[cfg(test)]
+mod proxied;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
 mod fixture;
 mod stream;
+mod unpack;
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,13 @@ const LIVES_PER_TURN: usize = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Which figures to take: words on the command line (`make bench ONLY="life crowd"`), all of them if none is given.
-const PARTS: [(&str, fn()); 4] =
-    [("life", handlers_life), ("mounts", mounts), ("crowd", crowd), ("stream", stream::streams)];
+const PARTS: [(&str, fn()); 5] = [
+    ("life", handlers_life),
+    ("mounts", mounts),
+    ("crowd", crowd),
+    ("stream", stream::streams),
+    ("unpack", unpack::unpack),
+];
 
 fn main() {
     // Cargo adds options of its own, as `--bench`.

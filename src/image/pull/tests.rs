@@ -11,15 +11,15 @@ use crate::image::fake_registry::{Access, Fault, Gate, Registry};
 use crate::image::reference::Reference;
 
 /// A store, a puller and the folders that its settings come from.
-struct Bench {
+pub(super) struct Bench {
     store: Store,
     data: tempfile::TempDir,
-    certs: tempfile::TempDir,
-    config: PullConfig,
+    pub(super) certs: tempfile::TempDir,
+    pub(super) config: PullConfig,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let certs = tempfile::tempdir().unwrap();
         let config = PullConfig {
             certs_dirs: vec![certs.path().to_owned()],
@@ -35,13 +35,13 @@ impl Bench {
     }
 
     /// Settings for one registry host.
-    fn hosts(&self, host: &str, toml: &str) {
+    pub(super) fn hosts(&self, host: &str, toml: &str) {
         let dir = self.certs.path().join(host);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("hosts.toml"), toml).unwrap();
     }
 
-    async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<Image>, PullError> {
+    pub(super) async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<Image>, PullError> {
         self.puller().pull(&reference.parse().unwrap(), auth, None, None).await
     }
 
@@ -65,25 +65,25 @@ fn mine(entry: Entry) -> Entry {
     entry.owned_by(rustix::process::geteuid().as_raw().into(), rustix::process::getegid().as_raw().into())
 }
 
-fn small_image(text: &str) -> fake::Image {
+pub(super) fn small_image(text: &str) -> fake::Image {
     ImageBuilder::new()
         .layer(&[mine(Entry::file("hello", text, 0o644))])
         .layer(&[mine(Entry::file("second", vec![7; 300_000], 0o644))])
         .build()
 }
 
-fn publish(registry: &Registry, repository: &str, tag: &str, image: &fake::Image) {
+pub(super) fn publish(registry: &Registry, repository: &str, tag: &str, image: &fake::Image) {
     for blob in image.blobs() {
         registry.put_blob(blob.clone());
     }
     registry.put_manifest(repository, tag, image.manifest_type, image.manifest.clone());
 }
 
-fn basic(username: &str, password: &str) -> Option<Auth> {
+pub(super) fn basic(username: &str, password: &str) -> Option<Auth> {
     Some(Auth { username: username.to_owned(), password: password.to_owned(), ..Auth::default() })
 }
 
-fn text(error: &dyn Error) -> String {
+pub(super) fn text(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -730,15 +730,15 @@ async fn a_layer_of_two_images_is_unpacked_once() {
     assert_eq!(bench.unpacked(), one.diff_ids);
 }
 
-/// A certificate authority and a server certificate for 127.0.0.1 that it signed.
-fn authority() -> (String, rustls::ServerConfig) {
+/// A certificate authority and a server certificate for 127.0.0.1 and registry.test that it signed.
+pub(super) fn authority() -> (String, rustls::ServerConfig) {
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let ca_certificate = ca.self_signed(&ca_key).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let issuer = rcgen::Issuer::new(ca, ca_key);
-    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "registry.test".to_owned()])
         .unwrap()
         .signed_by(&key, &issuer)
         .unwrap();

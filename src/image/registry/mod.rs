@@ -3,7 +3,7 @@
 //! ```text
 //! Session ── one per pull: hosts.toml and credentials as they are now
 //!   └ Peer ── one per endpoint, in order: mirrors, then the server
-//!       ├ Transport ── hyper and rustls with this endpoint's TLS settings
+//!       ├ Transport ── hyper and rustls with this endpoint's TLS settings, through a proxy if the environment names one
 //!       └ Authorization ── learnt from the first 401, kept for the pull and no longer
 //! ```
 //!
@@ -13,7 +13,6 @@
 //! be decided in one place that can be read. It is also one HTTP stack less.
 //!
 //! What a registry may make us do is bounded: documents of 4 MiB, five redirects, a few retries, no byte for a minute.
-//! HTTP proxies from the environment are not supported.
 
 pub(crate) mod platform;
 
@@ -28,6 +27,9 @@ pub(crate) use blob::Blob;
 mod token;
 
 mod transport;
+
+mod proxy;
+pub(crate) use proxy::Proxies;
 
 pub(crate) mod auth;
 

@@ -36,7 +36,7 @@ use super::hosts::{self, Endpoint, Origin};
 use super::manifest::{self, DOCUMENT_BYTES_MAX, Descriptor};
 use super::platform::Platform;
 use super::transport::{Transport, machine_roots};
-use super::{Blob, RegistryError};
+use super::{Blob, Proxies, RegistryError};
 use crate::id::Digest;
 use crate::image::reference::Reference;
 use crate::task::chain;
@@ -62,6 +62,7 @@ pub(crate) struct RegistryConfig {
     pub(crate) auth_files: Vec<PathBuf>,
     /// Pairs of a registry's host and a token server's that belong together.
     pub(crate) token_realms: Vec<(String, String)>,
+    pub(crate) proxies: Arc<Proxies>,
     pub(crate) limits: Limits,
 }
 
@@ -148,8 +149,9 @@ impl Session {
         let mut peers = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let credential = credential_for(&config, &reference, auth, &endpoint).await?;
+            let proxies = Arc::clone(&config.proxies);
             let transport =
-                Transport::new(&endpoint.tls, roots(), endpoint.dial_timeout).map_err(|source| {
+                Transport::new(&endpoint.tls, roots(), endpoint.dial_timeout, proxies).map_err(|source| {
                     RegistryError::Tls { endpoint: endpoint.origin.to_string(), source: Arc::new(source) }
                 })?;
             peers.push(Peer {

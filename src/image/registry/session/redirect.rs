@@ -132,9 +132,9 @@ impl Session {
             Some(endpoint) => (endpoint.tls, endpoint.dial_timeout, endpoint.plain_allowed),
             None => (hosts::Tls::default(), hosts::DIAL_TIMEOUT, origin.is_loopback()),
         };
-        let transport = Transport::new(&tls, roots(), dial_timeout).map_err(|source| RegistryError::Tls {
-            endpoint: origin.to_string(),
-            source: Arc::new(source),
+        let proxies = Arc::clone(&self.config.proxies);
+        let transport = Transport::new(&tls, roots(), dial_timeout, proxies).map_err(|source| {
+            RegistryError::Tls { endpoint: origin.to_string(), source: Arc::new(source) }
         })?;
         let other = Arc::new(Other { transport, plain_allowed });
         others.insert(origin.clone(), Arc::clone(&other));

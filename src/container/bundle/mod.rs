@@ -149,7 +149,7 @@ pub(crate) struct BundleInput<'a> {
     /// The rootfs as a mount, attached or not.
     pub(crate) rootfs: &'a OwnedFd,
     pub(crate) id: &'a ContainerId,
-    /// Where the images behind [`MountSource::Image`](super::spec::MountSource::Image) are mounted, by container path.
+    /// Where the images behind [`MountSource::Image`] are mounted, by container path.
     pub(crate) image_mounts: &'a BTreeMap<PathBuf, PathBuf>,
     /// Where to have a writable folder for each `VOLUME` of the image; `None` ignores them.
     pub(crate) volumes_dir: Option<&'a Path>,

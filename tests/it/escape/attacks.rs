@@ -106,7 +106,7 @@ fn descriptors(arena: &Arena) -> Result<(), String> {
     // Looks at every process that appears, while others are being started.
     let watch = "exec > /seen 2>&1; touch /ready; while [ ! -e /stop ]; do \
         for p in /proc/[0-9]*; do ls -l $p/fd $p/cwd $p/root $p/exe; cat $p/root/SECRET; done; done; touch /stopped; sleep 1000"
-        .replace("SECRET", &format!("{}/file", arena.canary().display()).trim_start_matches('/'));
+        .replace("SECRET", format!("{}/file", arena.canary().display()).trim_start_matches('/'));
     let id = arena.node.create(&pod, &arena.container(&arena.plain_image(), &watch), &pod_config);
     arena.node.start(&id);
     let sh = |command: &str| arena.node.exec(&id, &["/bin/sh", "-c", command]);

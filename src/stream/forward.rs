@@ -226,8 +226,10 @@ async fn forward(target: &Target, port: u16, full: bool, mut from: Source, mut t
     to.finish().await.ok();
 }
 
-/// Moves bytes both ways. Each side may end its half first.
+/// Moves bytes both ways. Each side may end its half first; but WebSocket cannot tell a client that the pod's half has ended,
+/// so there that is the end of the connection, as with other runtimes.
 async fn carry(stream: TcpStream, from: &mut Source, to: &mut Sink) {
+    let halves = matches!(from, Source::Spdy(_));
     let (mut read, mut write) = stream.into_split();
     let there = async {
         while let Some(piece) = from.recv().await {
@@ -258,7 +260,15 @@ async fn carry(stream: TcpStream, from: &mut Source, to: &mut Sink) {
         }
         to.finish().await.ok();
     };
-    tokio::join!(there, back);
+    if halves {
+        tokio::join!(there, back);
+        return;
+    }
+    tokio::pin!(back);
+    tokio::select! {
+        () = &mut back => {}
+        () = there => back.await,
+    }
 }
 
 impl Target {

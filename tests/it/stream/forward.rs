@@ -158,7 +158,10 @@ fn privileged_a_port_is_found_on_ipv4_and_on_ipv6_and_a_refused_one_is_told() {
             let answer = ship.node.call(async {
                 let mut client = Client::open(&url, CHANNELS).await;
                 client.send(0, b"GET / HTTP/1.0\r\n\r\n").await;
-                client.until(0, "six\n").await
+                let answer = client.until(0, "six\n").await;
+                // The server closes after its answer, and with the last connection everything ends.
+                client.finish().await;
+                answer
             });
             // First the port, low byte first.
             let port = u16::try_from(port).expect("a port").to_le_bytes();

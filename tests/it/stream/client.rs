@@ -165,8 +165,10 @@ impl From {
                 let found: Vec<u8> = seen.drain(..at + needle.len()).collect();
                 return String::from_utf8_lossy(&found).into_owned();
             }
+            // Well before the whole test gives up, so that it can be told what came instead.
+            let next = tokio::time::timeout(*crate::fixture::node::PATIENCE / 2, self.next()).await;
             let (from, data) =
-                self.next().await.unwrap_or_else(|| panic!("no {needle:?} in {:?}", self.seen()));
+                next.ok().flatten().unwrap_or_else(|| panic!("no {needle:?} in {:?}", self.seen()));
             self.seen[usize::from(from)].extend_from_slice(&data);
         }
     }

@@ -151,10 +151,12 @@ fn privileged_a_terminal_has_a_size_an_echo_and_keys() {
             client
                 .send(
                     STDIN,
-                    b"kill -9 %1; while jobs > /tmp/jobs; grep -q Stop /tmp/jobs; do :; done; echo do''ne\n",
+                    b"kill -9 %1; while jobs > /tmp/jobs; grep -q Stop /tmp/jobs; do :; done; echo fin''ished\n",
                 )
                 .await;
-            client.until(STDOUT, "done").await;
+            client.until(STDOUT, "finished").await;
+            // The prompt comes when the shell reads keys again; before that CTRL-D would be the end of a line.
+            client.until(STDOUT, "# ").await;
             // CTRL-D is the end.
             client.send(STDIN, b"\x04").await;
             client.finish().await

@@ -178,6 +178,7 @@ fn privileged_crictl_forwards_a_port_over_both_transports() {
 }
 
 #[test]
+#[ignore = "issue 3: a line typed right after the first prompt is sometimes lost; run with --ignored"]
 fn privileged_brig_exec_attach_and_run_in_a_terminal() {
     with_handlers(|handler| {
         if installed("tmux").is_none() {

@@ -22,6 +22,8 @@ need nftables sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v nft'
 need iproute2 sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v ip'
 need util-linux command -v unshare
 need procps command -v ps
+# Sessions in a real terminal.
+need tmux command -v tmux
 # The published CRI types of the compatibility tests are compiled with protoc; our own are not.
 need protobuf-compiler command -v protoc
 need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt

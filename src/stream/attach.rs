@@ -7,7 +7,6 @@
 //! ```
 
 use std::io;
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::watch;
@@ -20,9 +19,6 @@ use crate::container::exec::Streams as Wanted;
 use crate::monitor::attach::{AttachEnd, AttachSession};
 use crate::pod::Pods;
 use crate::task::chain;
-
-/// For the last words, of an exec too. A client that was cut off does not read, or it would not have been.
-pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(30);
 
 /// What a client is told that was cut off.
 const SLOW: &str =
@@ -63,11 +59,7 @@ pub(super) async fn run(
             "a client is cut off: it takes output more slowly than the container makes it"
         );
     }
-    let goodbye = async {
-        end.tell(&outcome).await;
-        connection.close().await;
-    };
-    tokio::time::timeout(GOODBYE_WAIT, goodbye).await.ok();
+    end.goodbye(connection, &outcome).await;
 }
 
 /// A client's ends of a container's streams.

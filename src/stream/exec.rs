@@ -12,7 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::attach::GOODBYE_WAIT;
 use super::handshake::Agreed;
 use super::pump::{self, Sizes, Watched};
 use super::session::{Outcome, Session, Sink, Source};
@@ -52,11 +51,7 @@ pub(super) async fn run(
             }
         }
     };
-    let goodbye = async {
-        end.tell(&outcome).await;
-        connection.close().await;
-    };
-    tokio::time::timeout(GOODBYE_WAIT, goodbye).await.ok();
+    end.goodbye(connection, &outcome).await;
 }
 
 /// A client's ends of a command's streams.

@@ -28,6 +28,9 @@ pub(super) const OFFER: Offer = Offer {
 /// How long a SPDY client may take to open its streams (k8s.io/apimachinery DefaultStreamCreationTimeout).
 const STREAMS_WAIT: Duration = Duration::from_secs(30);
 
+/// For the last words. A client that was cut off does not read, or it would not have been.
+const GOODBYE_WAIT: Duration = Duration::from_secs(30);
+
 /// The header that says what a SPDY stream is for.
 pub(super) const STREAM_TYPE: &str = "streamtype";
 
@@ -150,12 +153,16 @@ impl End {
         }
     }
 
-    /// Tells the client how it ended. A client that is gone does not hear it.
-    pub(super) async fn tell(mut self, outcome: &Outcome) {
-        if let Some(text) = self.verdict.text(outcome) {
-            self.sink.send(text.into()).await.ok();
-        }
-        self.sink.finish().await.ok();
+    /// Tells the client how it ended, and closes. A client that is gone, or that reads nothing, does not hear it.
+    pub(super) async fn goodbye(mut self, connection: Connection, outcome: &Outcome) {
+        let goodbye = async {
+            if let Some(text) = self.verdict.text(outcome) {
+                self.sink.send(text.into()).await.ok();
+            }
+            self.sink.finish().await.ok();
+            connection.close().await;
+        };
+        tokio::time::timeout(GOODBYE_WAIT, goodbye).await.ok();
     }
 }
 

@@ -51,6 +51,8 @@
 //! - Monitors of the bundled sandbox share one small mount namespace (`monitor/spawn.rs`). Starting a container copies
 //!   its monitor's mount table; the host's grows with every pod and volume, this one does not. Host paths reach the
 //!   sandbox as detached mounts, by descriptor. Foreign runtimes need paths and get the host's mount namespace.
+//! - Overlays and our own files are reached through a detached mount of the directory they are in (`sys/detached.rs`):
+//!   to copy a mount the kernel looks at all its children, and a node's big filesystem has thousands.
 //! - The registry client is ours, on hyper, and not `oci-client`: containerd-style `hosts.toml` (path prefixes, headers,
 //!   authorities and fallbacks per host) cannot be said through it, and which host sees a credential has to be decided in
 //!   one place.

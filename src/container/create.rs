@@ -27,6 +27,7 @@ use crate::id::{ContainerId, PodId};
 use crate::image::reference::Reference;
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
+use crate::sys::detached::Detached;
 use crate::sys::mount::clone_tree;
 use crate::task::{blocking, chain, expect_new_process};
 
@@ -255,6 +256,7 @@ impl Rooted {
         let Self { mut intended, rootfs } = self;
         let work = BundleWork {
             dir: intended.all.bundle_dir(&intended.saved.id),
+            run_mount: intended.all.0.run_mount.clone(),
             host: intended.all.0.settings.host.clone(),
             store: intended.all.0.store.clone(),
             saved: intended.saved.clone(),
@@ -277,6 +279,7 @@ impl Rooted {
 /// What the blocking part of a creation needs.
 struct BundleWork {
     dir: PathBuf,
+    run_mount: Option<Arc<Detached>>,
     host: bundle::Host,
     store: Store,
     saved: Saved,
@@ -297,7 +300,7 @@ struct Written {
 
 impl BundleWork {
     fn run(self) -> Result<Written, ContainerError> {
-        let Self { dir, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
+        let Self { dir, run_mount, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
         let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled)?;
@@ -342,7 +345,7 @@ impl BundleWork {
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(&text)).map_err(|e| file_error("write", &path, e))?;
         let mount_fds = if handler.bundled {
-            images.open_sources(&mount_sources, place.shm.as_deref())?
+            images.open_sources(&mount_sources, place.shm.as_deref(), run_mount.as_deref())?
         } else {
             let attached = store.rootfs_attach(&rootfs.mount, &root);
             attached.map_err(|e| file_error("mount the rootfs at", &root, io::Error::other(e)))?;
@@ -407,19 +410,28 @@ impl ImageMounts {
         mut self,
         sources: &[Option<PathBuf>],
         shm: Option<&Path>,
+        run_mount: Option<&Detached>,
     ) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
         let mut fds = Vec::new();
         for (index, source) in sources.iter().enumerate() {
             let Some(source) = source.as_deref().filter(|source| Some(*source) != shm) else { continue };
             let fd = match self.detached.remove(source) {
                 Some(fd) => fd,
-                None => clone_tree(CWD, source, true)
-                    .map_err(|e| file_error("open the mount source", source, e))?,
+                // Files of ours, as resolv.conf. Directories may have mounts below them that only the host's tree shows.
+                None => match run_mount.and_then(|mount| mount.open(source)).filter(is_file) {
+                    Some(file) => clone_tree(file, c"", false),
+                    None => clone_tree(CWD, source, true),
+                }
+                .map_err(|e| file_error("open the mount source", source, e))?,
             };
             fds.push((index, fd));
         }
         Ok(fds)
     }
+}
+
+fn is_file(opened: &OwnedFd) -> bool {
+    rustix::fs::fstat(opened).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
 /// Where images are mounted for a foreign runtime, in the bundle's directory.

@@ -58,6 +58,7 @@ use crate::image::{RootfsError, Store, StoreError};
 use crate::monitor::client::{Monitor, MonitorError};
 use crate::stats::Sampler;
 use crate::sys::cgroup::CgroupError;
+use crate::sys::detached::Detached;
 use crate::task::Joined;
 use crate::units::UnixNanos;
 
@@ -246,6 +247,8 @@ struct Inner {
     store: Store,
     bus: Bus,
     settings: Settings,
+    /// The run directory, for the sources of mounts that are files of ours.
+    run_mount: Option<Arc<Detached>>,
     creating: Joined<create::Key, Result<ContainerId, ContainerError>>,
 }
 
@@ -274,6 +277,7 @@ struct Table {
 impl Containers {
     pub(crate) fn new(records: record::Records, store: Store, bus: Bus, settings: Settings) -> Self {
         Self(Arc::new(Inner {
+            run_mount: Detached::of(&settings.run).map(Arc::new),
             table: Mutex::default(),
             records,
             store,

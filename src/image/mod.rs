@@ -73,6 +73,7 @@ pub(crate) use self::usage::FsUsage;
 pub(crate) use self::verify::{Finding, Verified};
 use crate::id::{ContainerId, Digest};
 use crate::records::{Change, Records, RecordsError, Tree};
+use crate::sys::detached::Detached;
 use crate::units::{Bytes, UnixNanos};
 
 /// Why the store failed.
@@ -137,6 +138,8 @@ pub(crate) struct Store {
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
+    /// What overlays take their directories from, where the kernel can.
+    detached: Option<Detached>,
     limits: Limits,
     records: Records,
     images: Tree<Image>,
@@ -191,6 +194,7 @@ impl Store {
         let layers = records.tree("layers")?;
         let store = Self {
             inner: Arc::new(Inner {
+                detached: Detached::of(&root),
                 root,
                 limits,
                 records,

@@ -119,17 +119,19 @@ impl Store {
             if options.readonly { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
         let failed =
             |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
+        let (near, near_upper) = (self.near(&lower), self.near(&[upper.clone(), work.clone()]));
         // Open until the overlay has references of its own.
         let mapped = match &options.idmap {
             None => Vec::new(),
-            Some(user_namespace) => lower
+            Some(user_namespace) => near
+                .paths
                 .iter()
                 .map(|path| map_ids(path, user_namespace))
                 .collect::<io::Result<Vec<_>>>()
                 .map_err(|source| failed("map the ids", source))?,
         };
         let shown = match &options.idmap {
-            None => lower.clone(),
+            None => near.paths.clone(),
             Some(_) => mapped.iter().map(|mount| PathBuf::from(fd_path(mount.as_fd()))).collect(),
         };
         // The merged root shows the owner and mode of its uppermost directory.
@@ -140,7 +142,8 @@ impl Store {
                 fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
             })
             .map_err(RootfsError::io("set owner and mode of", &upper))?;
-        let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes };
+        let overlay =
+            Overlay { lower: &shown, upper: Some((&near_upper.paths[0], &near_upper.paths[1])), attributes };
         let mount = match overlay.mount(&folder) {
             // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
             Err(_) if !mapped.is_empty() => {
@@ -182,7 +185,9 @@ impl Store {
         while lower.len() < 2 {
             lower.push(self.inner.root.join("empty"));
         }
-        let overlay = Overlay { lower: &lower, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
+        let near = self.near(&lower);
+        let overlay =
+            Overlay { lower: &near.paths, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
         let failed = |call, source: Errno| RootfsError::Mount {
             call,
             image: image.id.clone(),
@@ -294,6 +299,27 @@ impl Store {
             lower.push(self.inner.root.join("empty"));
         }
         Ok(lower)
+    }
+}
+
+/// Directories of the store as overlayfs is best given them.
+struct Near {
+    paths: Vec<PathBuf>,
+    /// What the paths name, where they are descriptors.
+    _opened: Vec<OwnedFd>,
+}
+
+impl Store {
+    /// `paths` through the store's own mount if all of them can be reached there, else as they are.
+    fn near(&self, paths: &[PathBuf]) -> Near {
+        let open = |path: &PathBuf| self.inner.detached.as_ref()?.open(path);
+        match paths.iter().map(open).collect::<Option<Vec<OwnedFd>>>() {
+            Some(opened) => {
+                let paths = opened.iter().map(|opened| PathBuf::from(fd_path(opened.as_fd()))).collect();
+                Near { paths, _opened: opened }
+            }
+            None => Near { paths: paths.to_vec(), _opened: Vec::new() },
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 pub(crate) mod bpf;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
+#[cfg(feature = "daemon")]
+pub(crate) mod detached;
 pub(crate) mod fd;
 pub(crate) mod landlock;
 pub(crate) mod mount;

@@ -108,11 +108,13 @@ impl Store {
         let folder = self.container_path(container);
         let opened = open_directory(&folder).map_err(RootfsError::io("open", &folder))?;
         let (upper, work) = (folder.join("upper"), folder.join("work"));
-        for path in [&upper, &work] {
+        let make_empty = |path: &Path| {
             let name = path.file_name().expect("both have a name");
             remove_tree(opened.as_fd(), name).map_err(RootfsError::io("empty", path))?;
-            fs::DirBuilder::new().mode(0o700).create(path).map_err(RootfsError::io("create", path))?;
-        }
+            fs::DirBuilder::new().mode(0o700).create(path).map_err(RootfsError::io("create", path))
+        };
+        make_empty(&upper)?;
+        make_empty(&work)?;
         self.inner.writable.forget(container);
         let lower = self.lower(image)?;
         let attributes =
@@ -144,6 +146,8 @@ impl Store {
         let mount = match overlay.mount(&folder) {
             // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
             Err(_) if !mapped.is_empty() => {
+                // The kernel marks it as `volatile` before it looks at the layers, and then takes it only once.
+                make_empty(&work)?;
                 Attached::at(&folder, &mapped).and_then(|attached| attached.overlay(&overlay, &folder))
             }
             mounted => mounted,
@@ -182,7 +186,8 @@ impl Store {
         while lower.len() < 2 {
             lower.push(self.inner.root.join("empty"));
         }
-        let overlay = Overlay { lower: &lower, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let overlay = Overlay { lower: &lower, upper: None, attributes };
         let failed = |call, source: Errno| RootfsError::Mount {
             call,
             image: image.id.clone(),
@@ -194,17 +199,18 @@ impl Store {
         let Some(sub_path) = sub_path.filter(|path| !path.as_os_str().is_empty()) else {
             return Ok(mount);
         };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let place =
-            rustix::fs::openat2(&mount, sub_path, flags, Mode::empty(), resolve).map_err(|source| {
-                RootfsError::SubPath {
-                    sub_path: sub_path.to_owned(),
-                    image: image.id.clone(),
-                    source: source.into(),
-                }
-            })?;
-        clone_of(&place).map_err(|source| failed("open_tree", source))
+        let place = open_part(&mount, sub_path).map_err(|source| RootfsError::SubPath {
+            sub_path: sub_path.to_owned(),
+            image: image.id.clone(),
+            source: source.into(),
+        })?;
+        match clone_of(&place) {
+            // Before Linux 6.15 only mounts in the caller's namespace can be copied.
+            Err(Errno::INVAL) => Attached::at(&self.container_path(container), &[&mount])
+                .and_then(|attached| attached.part(sub_path))
+                .map_err(|(call, source)| failed(call, source)),
+            cloned => cloned.map_err(|source| failed("open_tree", source)),
+        }
     }
 
     /// Removes a container's writable layer and releases its layers. The rootfs must be unmounted. Blocking.
@@ -393,14 +399,14 @@ impl Overlay<'_> {
     }
 }
 
-/// Layers with mapped ids, shown in a folder for as long as it takes to mount an overlay of them. The overlay makes copies
-/// of its own.
+/// Detached mounts, shown in a folder for as long as it takes to mount an overlay of them or to copy a part. Both are
+/// independent of them.
 struct Attached(Vec<PathBuf>);
 
 impl Attached {
-    fn at(folder: &Path, mapped: &[OwnedFd]) -> CallResult<Self> {
-        let mut attached = Self(Vec::with_capacity(mapped.len()));
-        for mount in mapped {
+    fn at(folder: &Path, mounts: &[impl AsFd]) -> CallResult<Self> {
+        let mut attached = Self(Vec::with_capacity(mounts.len()));
+        for mount in mounts {
             let target = folder.join(random_name("layer-"));
             fs::DirBuilder::new().mode(0o700).create(&target).map_err(|err| ("mkdir", errno(&err)))?;
             attached.0.push(target.clone());
@@ -412,6 +418,13 @@ impl Attached {
 
     fn overlay(&self, overlay: &Overlay<'_>, scratch: &Path) -> CallResult<OwnedFd> {
         Overlay { lower: &self.0, ..*overlay }.mount(scratch)
+    }
+
+    /// A detached mount of what `path` is in the first.
+    fn part(&self, path: &Path) -> CallResult<OwnedFd> {
+        // What is attached shows the same mount as its descriptor, so the path is resolved in it once more.
+        let root = open_path(&self.0[0]).map_err(|err| ("open the image", err))?;
+        open_part(&root, path).and_then(|place| clone_of(&place)).map_err(|err| ("open_tree", err))
     }
 }
 
@@ -437,6 +450,12 @@ fn clone_of(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     rustix::mount::open_tree(place, "", flags)
+}
+
+/// What `path` is inside the mount `root`, whatever links in it say.
+fn open_part(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Follows links: a layer with mapped ids is named by its descriptor in /proc.
@@ -480,6 +499,23 @@ mod tests {
         assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(dir.path().to_str().unwrap()), "something stayed mounted");
+    }
+
+    #[test]
+    fn privileged_a_part_of_an_image_can_be_copied_on_kernels_before_6_15_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["top/data", "scratch"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("top/data/f"), "f").unwrap();
+        let mount = clone_of(&open_path(&path("top")).unwrap()).unwrap();
+        let attached = Attached::at(&path("scratch"), &[&mount]).unwrap();
+        let part = attached.part(Path::new("../data")).unwrap();
+        drop((attached, mount));
+        let file = rustix::fs::openat(&part, "f", OFlags::RDONLY, Mode::empty()).unwrap();
+        assert_eq!(io::read_to_string(fs::File::from(file)).unwrap(), "f");
+        assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
     }
 
     #[test]

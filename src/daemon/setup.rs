@@ -188,6 +188,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
             default_handler: config.runtime.default_handler.clone(),
             small_mounts: Some(Arc::new(small_mounts)),
             shm_size: config.runtime.shm_size,
+            modules: container::bundle::SecurityModules::of_host(),
             ids: Arc::new(ids.map_err(SetupError::Ids)?),
             monitor_oom_score_adj: config.runtime.monitor_oom_score_adj,
         },

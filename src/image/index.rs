@@ -83,10 +83,7 @@ impl ImageUser {
             // front count for nothing, here as when the container runs.
             Ok(uid) if digits && i32::try_from(uid).is_ok() => Self::Uid(uid),
             // A user name may begin with a digit (useradd allows `--badname 1st`); one made of digits alone may not.
-            _ if digits
-                || user.starts_with(['-', '+'])
-                || user.starts_with("0x") =>
-            {
+            _ if digits || user.starts_with(['-', '+']) || user.starts_with("0x") => {
                 Self::Invalid(user.to_owned())
             }
             _ => Self::Name(user.to_owned()),

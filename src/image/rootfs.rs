@@ -43,6 +43,8 @@ pub(crate) struct RootfsOptions {
     /// filesystem the store is on, and Linux 5.19, from which on overlayfs has layers on such mounts. The
     /// writable layer is not mapped: overlayfs works in it as the host's root, whom the namespace does not know.
     pub(crate) idmap: Option<OwnedFd>,
+    /// What SELinux sees on every file in it. The kernel has to know this label.
+    pub(crate) mount_label: Option<String>,
 }
 
 /// A container's root filesystem, not attached anywhere.
@@ -142,7 +144,8 @@ impl Store {
                 fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
             })
             .map_err(RootfsError::io("set owner and mode of", &upper))?;
-        let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes };
+        let label = options.mount_label.as_deref();
+        let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes, label };
         let mount = match overlay.mount(&folder) {
             // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
             Err(_) if !mapped.is_empty() => {
@@ -170,7 +173,7 @@ impl Store {
     }
 
     /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`. The image's
-    /// layers stay until the container is removed. Blocking.
+    /// layers stay until the container is removed. `label` is as [`RootfsOptions::mount_label`]. Blocking.
     ///
     /// # Errors
     /// When `sub_path` does not exist in the image; it is resolved inside it.
@@ -179,6 +182,7 @@ impl Store {
         container: &ContainerId,
         image: &Image,
         sub_path: Option<&Path>,
+        label: Option<&str>,
     ) -> Result<OwnedFd, RootfsError> {
         self.use_layers(container, image)?;
         let mut lower = self.lower(image)?;
@@ -187,7 +191,7 @@ impl Store {
             lower.push(self.inner.root.join("empty"));
         }
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
-        let overlay = Overlay { lower: &lower, upper: None, attributes };
+        let overlay = Overlay { lower: &lower, upper: None, attributes, label };
         let failed = |call, source: Errno| RootfsError::Mount {
             call,
             image: image.id.clone(),
@@ -321,6 +325,7 @@ struct Overlay<'a> {
     /// Upper and work directory.
     upper: Option<(&'a Path, &'a Path)>,
     attributes: MountAttrFlags,
+    label: Option<&'a str>,
 }
 
 type CallResult<T> = Result<T, (&'static str, Errno)>;
@@ -361,6 +366,10 @@ impl Overlay<'_> {
             rustix::mount::fsconfig_set_flag(context.as_fd(), "volatile")
                 .map_err(|err| ("fsconfig volatile", err))?;
         }
+        if let Some(label) = self.label {
+            rustix::mount::fsconfig_set_string(context.as_fd(), "context", label)
+                .map_err(|err| ("fsconfig context", err))?;
+        }
         rustix::mount::fsconfig_create(context.as_fd()).map_err(|err| ("fsconfig create", err))?;
         rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)
             .map_err(|err| ("fsmount", err))
@@ -377,9 +386,13 @@ impl Overlay<'_> {
             let (upper, work) = (fd_path(upper.as_fd()), fd_path(work.as_fd()));
             options += &format!(",upperdir={upper},workdir={work},volatile");
         }
+        if let Some(label) = self.label {
+            // In quotation marks, because categories have commas between them.
+            options += &format!(",context=\"{label}\"");
+        }
         let target = scratch.join(random_name("mount-"));
         fs::DirBuilder::new().mode(0o700).create(&target).map_err(|err| ("mkdir", errno(&err)))?;
-        let options = std::ffi::CString::new(options).expect("numbers and fixed words hold no NUL");
+        let options = std::ffi::CString::new(options).expect("numbers, fixed words and labels hold no NUL");
         let flags = if self.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
             MountFlags::RDONLY
         } else {
@@ -488,7 +501,12 @@ mod tests {
         let mapped: Vec<OwnedFd> =
             ["top", "bottom"].map(|name| clone_of(&open_path(&path(name)).unwrap()).unwrap()).into();
         let (upper, work) = (path("upper"), path("work"));
-        let none = Overlay { lower: &[], upper: Some((&upper, &work)), attributes: MountAttrFlags::empty() };
+        let none = Overlay {
+            lower: &[],
+            upper: Some((&upper, &work)),
+            attributes: MountAttrFlags::empty(),
+            label: None,
+        };
         let attached = Attached::at(&path("scratch"), &mapped).unwrap();
         let mount = attached.overlay(&none, &path("scratch")).unwrap();
         drop((attached, mapped));
@@ -537,7 +555,8 @@ mod tests {
                     fs::remove_dir_all(path(name)).unwrap();
                     fs::create_dir(path(name)).unwrap();
                 }
-                let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), attributes };
+                let overlay =
+                    Overlay { lower: &lower, upper: Some((&upper, &work)), attributes, label: None };
                 let mount = way(&overlay, &path("scratch")).unwrap();
                 let open = |name: &str, flags| {
                     rustix::fs::openat(&mount, name, flags, Mode::from_raw_mode(0o600)).map(fs::File::from)

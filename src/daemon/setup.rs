@@ -171,6 +171,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
                 cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
                 pids_limit: (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
                 rlimits: rlimits(&config),
+                device_ownership: config.runtime.device_ownership_from_security_context,
             }),
             runtime_timeout: config.runtime.create_timeout,
             kill_timeout: config.runtime.kill_timeout,

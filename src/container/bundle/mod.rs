@@ -100,6 +100,8 @@ pub(crate) struct Host {
     pub(crate) pids_limit: Option<i64>,
     /// Of every container.
     pub(crate) rlimits: Vec<PosixRlimit>,
+    /// Devices that a request names belong to the user and group that it runs as.
+    pub(crate) device_ownership: bool,
 }
 
 impl Host {
@@ -113,7 +115,7 @@ impl Host {
         let effective = process::capabilities_in(mask("CapEff:").unwrap_or(0));
         let own_score = std::fs::read_to_string("/proc/self/oom_score_adj");
         let own_score = own_score.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        let Configured { seccomp_root, cdi_spec_dirs, pids_limit, rlimits } = configured;
+        let Configured { seccomp_root, cdi_spec_dirs, pids_limit, rlimits, device_ownership } = configured;
         Self {
             capabilities: process::capabilities_in(mask("CapBnd:").unwrap_or(0)),
             modules: SecurityModules::of_host(),
@@ -124,6 +126,7 @@ impl Host {
             seccomp_root,
             pids_limit,
             rlimits,
+            device_ownership,
         }
     }
 }
@@ -135,6 +138,7 @@ pub(crate) struct Configured {
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     pub(crate) pids_limit: Option<i64>,
     pub(crate) rlimits: Vec<PosixRlimit>,
+    pub(crate) device_ownership: bool,
 }
 
 /// Everything a bundle is made of.

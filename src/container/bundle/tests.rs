@@ -41,6 +41,7 @@ impl Fixture {
             namespaces: Namespaces::default(),
             host: Host {
                 rlimits: Vec::new(),
+                device_ownership: false,
                 capabilities: process::capabilities_in(u64::MAX),
                 modules: SecurityModules::at(&scratch.path().join("sys")),
                 cdi_spec_dirs: vec![scratch.path().join("cdi")],
@@ -612,6 +613,16 @@ fn devices_are_read_from_the_host_and_allowed_by_number() {
         rules.last().unwrap(),
         &json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"})
     );
+    assert_eq!((&node["uid"], &node["gid"]), (&json!(0), &json!(0)));
+    fixture.host.device_ownership = true;
+    fixture.spec.security.run_as_user = Some(RunAsUser::Uid(1234));
+    let owner = |fixture: &Fixture| {
+        let node = fixture.json()["linux"]["devices"][0].clone();
+        (node["uid"].clone(), node["gid"].clone())
+    };
+    assert_eq!(owner(&fixture), (json!(1234), json!(0)));
+    fixture.spec.security.run_as_group = Some(567);
+    assert_eq!(owner(&fixture), (json!(1234), json!(567)));
     fixture.spec.devices = vec![device("/dev/null", "rx")];
     assert_eq!(fixture.error(), "device \"/dev/null\" has permissions \"rx\", but only r, w and m exist");
     fixture.spec.devices = vec![device("/dev/no-such-device", "rw")];

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use brig::proto::v1::*;
 
 use crate::fixture::image::ImageBuilder;
-use crate::fixture::node::{Node, Options, handlers, put_image};
+use crate::fixture::node::{Node, Options, handlers, put_image, systemd_cgroups};
 
 /// A running pod on a node.
 struct Pod<'a> {

@@ -6,6 +6,7 @@
 mod confinement;
 mod devices;
 mod identity;
+mod labels;
 mod mounts;
 mod namespaces;
 mod resources;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use oci_spec::image::ImageConfiguration;
 use rustix::fs::{CWD, FileType};
 
-use super::bundle::{self, Bundle, BundleInput};
+use super::bundle::{self, Bundle, BundleInput, SelinuxLabels};
 use super::handler::Handler;
 use super::hardened;
 use super::place::PodPlace;
@@ -220,18 +220,29 @@ impl Intended {
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
         let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
-        let (name, user_ns) = (self.saved.spec.name.clone(), self.placement.place.user_ns.clone());
+        let (spec, place) = (Arc::clone(&self.saved.spec), Arc::clone(&self.placement.place));
+        let modules = self.all.0.settings.host.modules.clone();
         let made = blocking(move || {
+            let name = spec.name.clone();
+            let labels = modules
+                .selinux_labels(&spec.security, place.labels())
+                .map_err(|source| ContainerError::Bundle { name: name.clone(), source: Arc::new(source) })?;
             let open = |path: PathBuf| {
                 let opened = std::fs::File::open(&path).map(OwnedFd::from);
                 opened.map_err(|e| file_error("open the pod's user namespace", &path, e))
             };
-            let options = RootfsOptions { idmap: user_ns.map(open).transpose()?, ..RootfsOptions::default() };
-            let made = store.rootfs(&id, &image, &options);
-            made.map_err(|source| ContainerError::Rootfs { name, source: Arc::new(source) })
+            let options = RootfsOptions {
+                idmap: place.user_ns.clone().map(open).transpose()?,
+                mount_label: labels.as_ref().map(|labels| labels.mount.clone()),
+                ..RootfsOptions::default()
+            };
+            match store.rootfs(&id, &image, &options) {
+                Ok(rootfs) => Ok((rootfs, labels)),
+                Err(source) => Err(ContainerError::Rootfs { name, source: Arc::new(source) }),
+            }
         });
         match made.await {
-            Ok(rootfs) => Ok(Rooted { intended: self, rootfs }),
+            Ok((rootfs, labels)) => Ok(Rooted { intended: self, rootfs, labels }),
             Err(cause) => Err(self.fail(cause).await),
         }
     }
@@ -249,11 +260,12 @@ impl Intended {
 struct Rooted {
     intended: Intended,
     rootfs: Rootfs,
+    labels: Option<SelinuxLabels>,
 }
 
 impl Rooted {
     async fn write_bundle(self) -> Result<Bundled, ContainerError> {
-        let Self { mut intended, rootfs } = self;
+        let Self { mut intended, rootfs, labels } = self;
         let work = BundleWork {
             dir: intended.all.bundle_dir(&intended.saved.id),
             run_mount: intended.all.0.run_mount.clone(),
@@ -265,6 +277,7 @@ impl Rooted {
             handler: Arc::clone(&intended.placement.handler),
             config: intended.config.clone(),
             rootfs,
+            labels,
         };
         match blocking(move || work.run()).await {
             Ok(Written { saved, rootfs, mount_fds }) => {
@@ -288,6 +301,7 @@ struct BundleWork {
     handler: Arc<Handler>,
     config: ImageConfiguration,
     rootfs: Rootfs,
+    labels: Option<SelinuxLabels>,
 }
 
 /// What comes of it.
@@ -300,10 +314,12 @@ struct Written {
 
 impl BundleWork {
     fn run(self) -> Result<Written, ContainerError> {
-        let Self { dir, run_mount, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
+        let Self { dir, run_mount, host, store, mut saved, place, pid_ns, handler, config, rootfs, labels } =
+            self;
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
-        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled)?;
+        let label = labels.as_ref().map(|labels| labels.mount.as_str());
+        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled, label)?;
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
         let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
         let parent = place.parent();
@@ -315,6 +331,7 @@ impl BundleWork {
                 image: &config,
                 rootfs: &rootfs.mount,
                 id: &saved.id,
+                labels: labels.as_ref(),
                 image_mounts: &images.paths,
                 // The rootfs is writable where it is not read-only, and what the image has there stays in sight.
                 volumes_dir: volumes.as_deref().filter(|_| saved.spec.security.readonly_rootfs),
@@ -367,7 +384,13 @@ struct ImageMounts {
 }
 
 impl ImageMounts {
-    fn make(store: &Store, saved: &mut Saved, dir: &Path, bundled: bool) -> Result<Self, ContainerError> {
+    fn make(
+        store: &Store,
+        saved: &mut Saved,
+        dir: &Path,
+        bundled: bool,
+        label: Option<&str>,
+    ) -> Result<Self, ContainerError> {
         let (mut paths, mut detached) = (BTreeMap::new(), BTreeMap::new());
         let spec = Arc::clone(&saved.spec);
         for (number, mount) in spec.mounts.iter().enumerate() {
@@ -378,7 +401,7 @@ impl ImageMounts {
                 source: Arc::new(source.into()),
             })?;
             let image = found.ok_or(ContainerError::NoImage(name))?;
-            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref()).map_err(|source| {
+            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref(), label).map_err(|source| {
                 ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
             })?;
             // What PullImage answered for it: critest compares the two.

@@ -30,7 +30,7 @@ mod metrics;
 pub(crate) mod place;
 mod reclaim;
 pub(crate) mod record;
-mod relabel;
+pub(crate) mod relabel;
 mod remove;
 pub(crate) mod seccomp_default;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::bundle::{BundleError, Confines, PodView, cgroups_path};
+use super::bundle::{BundleError, Confines, PodLabels, PodView, cgroups_path};
 use super::handler::Handler;
 use super::spec::{NamespaceMode, Namespaces, SelinuxOptions};
 use crate::id::PodId;
@@ -68,7 +68,6 @@ impl PodPlace {
             hostname_file: (self.namespaces.network != NamespaceMode::Node).then_some(&self.hostname_file),
             shm: self.shm.as_deref(),
             privileged: self.privileged,
-            selinux: self.selinux.as_ref(),
             allowed_annotations: &handler.allowed_annotations,
             confines: Confines {
                 hardened: handler.hardened.as_ref(),
@@ -77,6 +76,10 @@ impl PodPlace {
                 pids_limit: handler.pids_limit,
             },
         }
+    }
+
+    pub(crate) fn labels(&self) -> PodLabels<'_> {
+        PodLabels { id: &self.id, namespaces: &self.namespaces, options: self.selinux.as_ref() }
     }
 
     /// The cgroup that the pod's containers are below: the kubelet's, or one of the pod's own.

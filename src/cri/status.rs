@@ -121,6 +121,7 @@ impl Refusal for PodError {
             Self::Ids { .. } => Kind::ResourceExhausted,
             Self::File { source, .. } => of_io(source),
             Self::Container(error) => error.kind(),
+            Self::Label { source, .. } => source.kind(),
             Self::Monitor { source, .. } => source.kind(),
             Self::Network { source, .. } => source.kind(),
             Self::BadResources { source, .. } => source.kind(),

@@ -77,16 +77,13 @@ impl ImageUser {
         if !numeric {
             return Self::Name(user.to_owned());
         }
-        let canonical =
-            user.bytes().all(|b| b.is_ascii_digit()) && (user.len() == 1 || !user.starts_with('0'));
+        let digits = user.bytes().all(|b| b.is_ascii_digit());
         match user.parse::<u32>() {
-            // 2147483648 and above are negative in tools that use a signed id, and containerd refuses them too.
-            Ok(uid) if canonical && i32::try_from(uid).is_ok() => Self::Uid(uid),
+            // 2147483648 and above are negative in tools that use a signed id, and containerd refuses them too. Zeros in
+            // front count for nothing, here as when the container runs.
+            Ok(uid) if digits && i32::try_from(uid).is_ok() => Self::Uid(uid),
             // A user name may begin with a digit (useradd allows `--badname 1st`); one made of digits alone may not.
-            _ if user.bytes().all(|b| b.is_ascii_digit())
-                || user.starts_with(['-', '+'])
-                || user.starts_with("0x") =>
-            {
+            _ if digits || user.starts_with(['-', '+']) || user.starts_with("0x") => {
                 Self::Invalid(user.to_owned())
             }
             _ => Self::Name(user.to_owned()),
@@ -297,7 +294,8 @@ mod tests {
             ("-1", invalid("-1")),
             ("+1", invalid("+1")),
             ("0x0", invalid("0x0")),
-            ("007", invalid("007")),
+            ("007", ImageUser::Uid(7)),
+            ("000:5", ImageUser::Uid(0)),
             (":0", invalid(":0")),
             ("a\nb", invalid("a\nb")),
             ("nobody:nogroup", ImageUser::Name("nobody".to_owned())),

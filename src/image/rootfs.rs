@@ -43,6 +43,8 @@ pub(crate) struct RootfsOptions {
     /// filesystem the store is on, and Linux 5.19, from which on overlayfs has layers on such mounts. The
     /// writable layer is not mapped: overlayfs works in it as the host's root, whom the namespace does not know.
     pub(crate) idmap: Option<OwnedFd>,
+    /// What SELinux sees on every file in it. The kernel has to know this label.
+    pub(crate) mount_label: Option<String>,
 }
 
 /// A container's root filesystem, not attached anywhere.
@@ -108,11 +110,13 @@ impl Store {
         let folder = self.container_path(container);
         let opened = open_directory(&folder).map_err(RootfsError::io("open", &folder))?;
         let (upper, work) = (folder.join("upper"), folder.join("work"));
-        for path in [&upper, &work] {
+        let make_empty = |path: &Path| {
             let name = path.file_name().expect("both have a name");
             remove_tree(opened.as_fd(), name).map_err(RootfsError::io("empty", path))?;
-            fs::DirBuilder::new().mode(0o700).create(path).map_err(RootfsError::io("create", path))?;
-        }
+            fs::DirBuilder::new().mode(0o700).create(path).map_err(RootfsError::io("create", path))
+        };
+        make_empty(&upper)?;
+        make_empty(&work)?;
         self.inner.writable.forget(container);
         let lower = self.lower(image)?;
         let attributes =
@@ -142,11 +146,14 @@ impl Store {
                 fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
             })
             .map_err(RootfsError::io("set owner and mode of", &upper))?;
-        let overlay =
-            Overlay { lower: &shown, upper: Some((&near_upper.paths[0], &near_upper.paths[1])), attributes };
+        let label = options.mount_label.as_deref();
+        let upper_and_work = Some((near_upper.paths[0].as_path(), near_upper.paths[1].as_path()));
+        let overlay = Overlay { lower: &shown, upper: upper_and_work, attributes, label };
         let mount = match overlay.mount(&folder) {
             // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
             Err(_) if !mapped.is_empty() => {
+                // The kernel marks it as `volatile` before it looks at the layers, and then takes it only once.
+                make_empty(&work)?;
                 Attached::at(&folder, &mapped).and_then(|attached| attached.overlay(&overlay, &folder))
             }
             mounted => mounted,
@@ -169,7 +176,7 @@ impl Store {
     }
 
     /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`. The image's
-    /// layers stay until the container is removed. Blocking.
+    /// layers stay until the container is removed. `label` is as [`RootfsOptions::mount_label`]. Blocking.
     ///
     /// # Errors
     /// When `sub_path` does not exist in the image; it is resolved inside it.
@@ -178,6 +185,7 @@ impl Store {
         container: &ContainerId,
         image: &Image,
         sub_path: Option<&Path>,
+        label: Option<&str>,
     ) -> Result<OwnedFd, RootfsError> {
         self.use_layers(container, image)?;
         let mut lower = self.lower(image)?;
@@ -186,8 +194,8 @@ impl Store {
             lower.push(self.inner.root.join("empty"));
         }
         let near = self.near(&lower);
-        let overlay =
-            Overlay { lower: &near.paths, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let overlay = Overlay { lower: &near.paths, upper: None, attributes, label };
         let failed = |call, source: Errno| RootfsError::Mount {
             call,
             image: image.id.clone(),
@@ -199,17 +207,18 @@ impl Store {
         let Some(sub_path) = sub_path.filter(|path| !path.as_os_str().is_empty()) else {
             return Ok(mount);
         };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let place =
-            rustix::fs::openat2(&mount, sub_path, flags, Mode::empty(), resolve).map_err(|source| {
-                RootfsError::SubPath {
-                    sub_path: sub_path.to_owned(),
-                    image: image.id.clone(),
-                    source: source.into(),
-                }
-            })?;
-        clone_of(&place).map_err(|source| failed("open_tree", source))
+        let place = open_part(&mount, sub_path).map_err(|source| RootfsError::SubPath {
+            sub_path: sub_path.to_owned(),
+            image: image.id.clone(),
+            source: source.into(),
+        })?;
+        match clone_of(&place) {
+            // Before Linux 6.15 only mounts in the caller's namespace can be copied.
+            Err(Errno::INVAL) => Attached::at(&self.container_path(container), &[&mount])
+                .and_then(|attached| attached.part(sub_path))
+                .map_err(|(call, source)| failed(call, source)),
+            cloned => cloned.map_err(|source| failed("open_tree", source)),
+        }
     }
 
     /// Removes a container's writable layer and releases its layers. The rootfs must be unmounted. Blocking.
@@ -341,6 +350,7 @@ struct Overlay<'a> {
     /// Upper and work directory.
     upper: Option<(&'a Path, &'a Path)>,
     attributes: MountAttrFlags,
+    label: Option<&'a str>,
 }
 
 type CallResult<T> = Result<T, (&'static str, Errno)>;
@@ -381,6 +391,10 @@ impl Overlay<'_> {
             rustix::mount::fsconfig_set_flag(context.as_fd(), "volatile")
                 .map_err(|err| ("fsconfig volatile", err))?;
         }
+        if let Some(label) = self.label {
+            rustix::mount::fsconfig_set_string(context.as_fd(), "context", label)
+                .map_err(|err| ("fsconfig context", err))?;
+        }
         rustix::mount::fsconfig_create(context.as_fd()).map_err(|err| ("fsconfig create", err))?;
         rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)
             .map_err(|err| ("fsmount", err))
@@ -397,9 +411,13 @@ impl Overlay<'_> {
             let (upper, work) = (fd_path(upper.as_fd()), fd_path(work.as_fd()));
             options += &format!(",upperdir={upper},workdir={work},volatile");
         }
+        if let Some(label) = self.label {
+            // In quotation marks, because categories have commas between them.
+            options += &format!(",context=\"{label}\"");
+        }
         let target = scratch.join(random_name("mount-"));
         fs::DirBuilder::new().mode(0o700).create(&target).map_err(|err| ("mkdir", errno(&err)))?;
-        let options = std::ffi::CString::new(options).expect("numbers and fixed words hold no NUL");
+        let options = std::ffi::CString::new(options).expect("numbers, fixed words and labels hold no NUL");
         let flags = if self.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
             MountFlags::RDONLY
         } else {
@@ -419,14 +437,14 @@ impl Overlay<'_> {
     }
 }
 
-/// Layers with mapped ids, shown in a folder for as long as it takes to mount an overlay of them. The overlay makes copies
-/// of its own.
+/// Detached mounts, shown in a folder for as long as it takes to mount an overlay of them or to copy a part. Both are
+/// independent of them.
 struct Attached(Vec<PathBuf>);
 
 impl Attached {
-    fn at(folder: &Path, mapped: &[OwnedFd]) -> CallResult<Self> {
-        let mut attached = Self(Vec::with_capacity(mapped.len()));
-        for mount in mapped {
+    fn at(folder: &Path, mounts: &[impl AsFd]) -> CallResult<Self> {
+        let mut attached = Self(Vec::with_capacity(mounts.len()));
+        for mount in mounts {
             let target = folder.join(random_name("layer-"));
             fs::DirBuilder::new().mode(0o700).create(&target).map_err(|err| ("mkdir", errno(&err)))?;
             attached.0.push(target.clone());
@@ -438,6 +456,13 @@ impl Attached {
 
     fn overlay(&self, overlay: &Overlay<'_>, scratch: &Path) -> CallResult<OwnedFd> {
         Overlay { lower: &self.0, ..*overlay }.mount(scratch)
+    }
+
+    /// A detached mount of what `path` is in the first.
+    fn part(&self, path: &Path) -> CallResult<OwnedFd> {
+        // What is attached shows the same mount as its descriptor, so the path is resolved in it once more.
+        let root = open_path(&self.0[0]).map_err(|err| ("open the image", err))?;
+        open_part(&root, path).and_then(|place| clone_of(&place)).map_err(|err| ("open_tree", err))
     }
 }
 
@@ -463,6 +488,12 @@ fn clone_of(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     rustix::mount::open_tree(place, "", flags)
+}
+
+/// What `path` is inside the mount `root`, whatever links in it say.
+fn open_part(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Follows links: a layer with mapped ids is named by its descriptor in /proc.
@@ -495,7 +526,12 @@ mod tests {
         let mapped: Vec<OwnedFd> =
             ["top", "bottom"].map(|name| clone_of(&open_path(&path(name)).unwrap()).unwrap()).into();
         let (upper, work) = (path("upper"), path("work"));
-        let none = Overlay { lower: &[], upper: Some((&upper, &work)), attributes: MountAttrFlags::empty() };
+        let none = Overlay {
+            lower: &[],
+            upper: Some((&upper, &work)),
+            attributes: MountAttrFlags::empty(),
+            label: None,
+        };
         let attached = Attached::at(&path("scratch"), &mapped).unwrap();
         let mount = attached.overlay(&none, &path("scratch")).unwrap();
         drop((attached, mapped));
@@ -506,6 +542,23 @@ mod tests {
         assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(dir.path().to_str().unwrap()), "something stayed mounted");
+    }
+
+    #[test]
+    fn privileged_a_part_of_an_image_can_be_copied_on_kernels_before_6_15_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["top/data", "scratch"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("top/data/f"), "f").unwrap();
+        let mount = clone_of(&open_path(&path("top")).unwrap()).unwrap();
+        let attached = Attached::at(&path("scratch"), &[&mount]).unwrap();
+        let part = attached.part(Path::new("../data")).unwrap();
+        drop((attached, mount));
+        let file = rustix::fs::openat(&part, "f", OFlags::RDONLY, Mode::empty()).unwrap();
+        assert_eq!(io::read_to_string(fs::File::from(file)).unwrap(), "f");
+        assert_eq!(fs::read_dir(path("scratch")).unwrap().count(), 0);
     }
 
     #[test]
@@ -527,7 +580,8 @@ mod tests {
                     fs::remove_dir_all(path(name)).unwrap();
                     fs::create_dir(path(name)).unwrap();
                 }
-                let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), attributes };
+                let overlay =
+                    Overlay { lower: &lower, upper: Some((&upper, &work)), attributes, label: None };
                 let mount = way(&overlay, &path("scratch")).unwrap();
                 let open = |name: &str, flags| {
                     rustix::fs::openat(&mount, name, flags, Mode::from_raw_mode(0o600)).map(fs::File::from)

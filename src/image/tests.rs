@@ -485,7 +485,7 @@ fn privileged_an_image_volume_is_read_only_and_its_sub_path_stays_inside() {
         .finish();
     let image = bench.put(&[layer], "0", &[ONE]);
     let id = ContainerId::random();
-    let mount = |path: Option<&str>| bench.store().image_mount(&id, &image, path.map(Path::new));
+    let mount = |path: Option<&str>| bench.store().image_mount(&id, &image, path.map(Path::new), None);
     let whole = mount(None).unwrap();
     assert_eq!(read_at(&whole, "data/deep/f").unwrap(), "1");
     let err = write_at(&whole, "x", "1").unwrap_err();

@@ -86,11 +86,16 @@ fn mount_shm(shm: &Shm, own: bool) -> Result<(), NamespaceError> {
     if own {
         namespace::leave(Kinds::from_iter([Kind::Mount])).map_err(failed("make a mount namespace"))?;
     }
-    let options = format!("mode=1777,size={}\0", shm.size_bytes);
-    let options =
-        std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).expect("digits and letters, ended above");
+    let mut options = format!("mode=1777,size={}", shm.size_bytes);
+    if let Some(label) = &shm.label {
+        // In quotation marks, because categories have commas between them.
+        options += &format!(",context=\"{label}\"");
+    }
+    let options = std::ffi::CString::new(options).map_err(|_| {
+        failed("write the options of the pod's shared memory")(io::ErrorKind::InvalidInput.into())
+    })?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("shm", &shm.path, "tmpfs", flags, Some(options))
+    mount("shm", &shm.path, "tmpfs", flags, Some(options.as_c_str()))
         .map_err(|e| failed(format!("mount a tmpfs at {}", shm.path.display()))(e.into()))
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct SpawnRequest {
 pub(crate) struct Shm {
     pub path: PathBuf,
     pub size: Bytes,
+    /// What SELinux sees on every file in it. The kernel has to know this label.
+    pub label: Option<String>,
 }
 
 /// Starts a monitor and returns once it has made the pod's namespaces. If it fails nothing of it is left.
@@ -87,7 +89,11 @@ async fn start(request: &SpawnRequest, listener: OwnedFd) -> Result<(Monitor, Re
         namespaces: request.namespaces.clone(),
         hostname: request.hostname.clone(),
         sysctls: request.sysctls.clone(),
-        shm: request.shm.as_ref().map(|shm| wire::Shm { path: shm.path.clone(), size_bytes: shm.size.0 }),
+        shm: request.shm.as_ref().map(|shm| wire::Shm {
+            path: shm.path.clone(),
+            size_bytes: shm.size.0,
+            label: shm.label.clone(),
+        }),
     };
     let mut fds = vec![listener];
     if let Some(namespace) = &request.mount_namespace {

@@ -88,6 +88,9 @@ pub(crate) struct IdMap {
 pub(crate) struct Shm {
     pub path: PathBuf,
     pub size_bytes: u64,
+    /// What SELinux sees on every file in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 /// Where the namespaces of the pod are pinned. `None` is the host's own.

@@ -38,6 +38,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::container::bundle::{BundleError, SecurityModules};
 use crate::container::handler::Handler;
 use crate::container::spec::{ContainerSpec, Resources};
 use crate::container::{ContainerError, Containers, Placement};
@@ -155,6 +156,12 @@ pub(crate) enum PodError {
         #[source]
         source: Arc<std::io::Error>,
     },
+    #[error("label pod {name:?}")]
+    Label {
+        name: String,
+        #[source]
+        source: Arc<BundleError>,
+    },
     #[error("cannot start the monitor of pod {name:?}")]
     Monitor {
         name: String,
@@ -224,6 +231,7 @@ pub(crate) struct Settings {
     /// table of its monitor, and a busy host's has thousands of entries.
     pub small_mounts: Option<Arc<OwnedFd>>,
     pub shm_size: crate::units::Bytes,
+    pub modules: SecurityModules,
     /// Host ids for pods of hardened handlers.
     pub ids: Arc<ids::IdPool>,
     /// So that the kernel kills a container before its monitor.

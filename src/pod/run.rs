@@ -10,9 +10,11 @@ use super::record::{PodRecord, Saved};
 use super::spec::{PodIdentity, PodSpec};
 use super::state::State;
 use super::{Live, Pod, PodError, Pods};
+use crate::container::bundle::PodLabels;
 use crate::container::handler::Handler;
 use crate::container::hardened;
 use crate::container::place::PodPlace;
+use crate::container::relabel::relabel;
 use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
 use crate::id::PodId;
@@ -151,14 +153,27 @@ impl Intended {
     async fn start_monitor(self) -> Result<Monitored, PodError> {
         let spec = &self.saved.spec;
         let dir = self.all.pod_dir(&self.saved.id);
+        let namespaces = self.saved.namespaces();
         let files = {
             let (dir, spec) = (dir.clone(), Arc::clone(spec));
-            blocking(move || write_pod_files(&dir, &spec)).await
+            let (modules, id, namespaces) =
+                (self.all.0.settings.modules.clone(), self.saved.id.clone(), namespaces.clone());
+            blocking(move || {
+                let options = spec.security.selinux.as_ref();
+                let labels = PodLabels { id: &id, namespaces: &namespaces, options };
+                let label = modules.pod_mount_label(labels).map_err(|source| PodError::Label {
+                    name: spec.identity.name.clone(),
+                    source: Arc::new(source),
+                })?;
+                write_pod_files(&dir, &spec, label.as_deref())?;
+                Ok(label)
+            })
+            .await
         };
-        if let Err(cause) = files {
-            return Err(self.fail(cause, None).await);
-        }
-        let namespaces = self.saved.namespaces();
+        let label = match files {
+            Ok(label) => label,
+            Err(cause) => return Err(self.fail(cause, None).await),
+        };
         let host_network = namespaces.network == NamespaceMode::Node;
         let own_ipc = namespaces.ipc != NamespaceMode::Node;
         let settings = &self.all.0.settings;
@@ -176,7 +191,7 @@ impl Intended {
             },
             hostname: (!spec.hostname.is_empty() && !host_network).then(|| spec.hostname.clone()),
             sysctls: spec.sysctls.clone(),
-            shm: own_ipc.then(|| Shm { path: dir.join("shm"), size: settings.shm_size }),
+            shm: own_ipc.then(|| Shm { path: dir.join("shm"), size: settings.shm_size, label }),
             log: dir.join("monitor.log"),
         };
         match spawn::spawn(request).await {
@@ -328,7 +343,8 @@ fn user_mappings(namespace: &UserNamespace) -> UserMappings {
 }
 
 /// The pod's directory: what containers find as /etc/resolv.conf, /etc/hostname and /dev/shm.
-fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
+/// `label` is what SELinux sees on them.
+fn write_pod_files(dir: &Path, spec: &PodSpec, label: Option<&str>) -> Result<(), PodError> {
     let file = |action, path: &Path, source: io::Error| PodError::File {
         action,
         path: path.to_owned(),
@@ -341,7 +357,13 @@ fn write_pod_files(dir: &Path, spec: &PodSpec) -> Result<(), PodError> {
         .map_err(|e| file("make", &resolv_conf, io::Error::other(e)))?;
     std::fs::write(&resolv_conf, text).map_err(|e| file("write", &resolv_conf, e))?;
     let path = dir.join("hostname");
-    std::fs::write(&path, format!("{}\n", hostname(spec))).map_err(|e| file("write", &path, e))
+    std::fs::write(&path, format!("{}\n", hostname(spec))).map_err(|e| file("write", &path, e))?;
+    for path in [&resolv_conf, &path] {
+        label
+            .map_or(Ok(()), |label| relabel(path, label))
+            .map_err(|e| file("set the SELinux label of", path, io::Error::other(e)))?;
+    }
+    Ok(())
 }
 
 /// The pod's name for itself; without one, as in the host's network, the node's.

@@ -90,13 +90,15 @@ impl View {
 }
 
 /// A detached mount for `cgroup` or `cgroup2`.
-pub(super) fn make(view: &View, kind: &str, attributes: u64) -> Result<OwnedFd, Error> {
+/// `label` is what SELinux sees on a tmpfs.
+pub(super) fn make(view: &View, kind: &str, attributes: u64, label: Option<&str>) -> Result<OwnedFd, Error> {
     if !is_tree(view, kind) {
         return unified(view, attributes).attempt(|| "mount cgroup2".to_owned());
     }
-    let mode = ("mode".to_owned(), Some("755".to_owned()));
+    let mut data = vec![("mode".to_owned(), Some("755".to_owned()))];
+    data.extend(label.map(|label| ("context".to_owned(), Some(label.to_owned()))));
     // Read-only once it is populated.
-    mount::new_filesystem(c"tmpfs", &[mode], attributes & !mount::RDONLY)
+    mount::new_filesystem(c"tmpfs", &data, attributes & !mount::RDONLY)
         .attempt(|| "make the tmpfs for the cgroup hierarchies".to_owned())
 }
 

@@ -230,6 +230,7 @@ fn inside(join: Join, sync: &End) -> ! {
             launch::hide()?;
         }
         rustix::process::setsid().attempt(|| "make a session".to_owned())?;
+        lsm::label_keys(&proc, pid, confinement.process.selinux_label.as_deref())?;
         let name = std::ffi::CString::new(format!("_ses.{id}")).expect("ids hold no NUL");
         if let Err(error) = crate::sys::process::join_new_session_keyring(&name) {
             log::debug(|| format!("no session keyring: {error}"));

@@ -15,7 +15,7 @@ use super::launch::{self, Confinement, Launch};
 use super::mounts::{self, Inside, Prepared};
 use super::spec::{Config, Namespaces, StateDocument};
 use super::sync::{End, Message};
-use super::{cgroupfs, devices, hooks, log};
+use super::{cgroupfs, devices, hooks, log, lsm};
 use crate::sys::mount::{self, Change, Propagation};
 use crate::sys::namespace::{self, Kind, Kinds};
 use crate::sys::path::{self, Missing, Proc};
@@ -120,6 +120,7 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
     view.own_namespace = plan.namespaces.has(Kind::Cgroup);
     rustix::process::setsid().attempt(|| "make a session".to_owned())?;
     if plan.new_keyring {
+        lsm::label_keys(&plan.proc, pid, plan.confinement.process.selinux_label.as_deref())?;
         let name = std::ffi::CString::new(format!("_ses.{}", plan.id)).expect("ids hold no NUL");
         if let Err(error) = join_new_session_keyring(&name) {
             // A kernel without keyrings, or a full quota: the container then shares the creator's, as it would have
@@ -146,6 +147,7 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
         root: plan.rootfs.as_fd(),
         user_namespace: plan.namespaces.has(Kind::User),
         cgroups: &view,
+        label: mount_label(&plan.config),
         readonly_later: Vec::new(),
     };
     for prepared in &plan.mounts {
@@ -188,7 +190,7 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
 
     let linux = &plan.config.linux;
     if let Some(null) = plan.null.take() {
-        mounts::mask(plan.rootfs.as_fd(), &linux.masked_paths, &null)?;
+        mounts::mask(plan.rootfs.as_fd(), &linux.masked_paths, &null, mount_label(&plan.config))?;
     }
     mounts::make_readonly(plan.rootfs.as_fd(), &linux.readonly_paths)?;
     let cwd = &plan.confinement.process.cwd;
@@ -217,6 +219,10 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
     let Plan { confinement, proc, rootfs, mounts, devices, joined, console, null, start, outcome, .. } = plan;
     drop((rootfs, mounts, devices, joined, console, null, start, outcome, readonly_later));
     launch::settle(confinement, proc, pid, needed)
+}
+
+fn mount_label(config: &Config) -> Option<&str> {
+    config.linux.mount_label.as_deref().filter(|label| !label.is_empty())
 }
 
 /// Joins what is given by path, and becomes root of the user namespace if there is one.

@@ -3,6 +3,11 @@
 //! They are written through procfs, and a write that goes astray is an escape (CVE-2019-19921, CVE-2025-52881): the
 //! file is opened beneath a /proc that was verified to be procfs, without following links or crossing mounts.
 
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, XattrFlags};
+
 use super::error::{Attempt, Error};
 use crate::sys::path::Proc;
 
@@ -65,4 +70,22 @@ pub(super) fn apply(
             .attempt(|| format!("set the SELinux label {label:?}"))?;
     }
     Ok(())
+}
+
+/// Gives the keys and keyrings that process `pid`, which must be the caller, makes until its next execve(2) the label that
+/// it is about to have, or it could not use them afterwards.
+pub(super) fn label_keys(proc: &Proc, pid: i32, selinux: Option<&str>) -> Result<(), Error> {
+    let Some(label) = selinux.filter(|label| !label.is_empty()) else { return Ok(()) };
+    proc.write(&format!("{pid}/attr/keycreate"), label.as_bytes())
+        .attempt(|| format!("set the SELinux label {label:?} for new keys"))
+}
+
+/// Labels the root directory of a mount.
+pub(super) fn set_label(mount: &OwnedFd, label: &str) -> io::Result<()> {
+    // Of a descriptor that only names the directory no attribute can be set.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(mount, c".", flags, Mode::empty())?;
+    // Kernel and tools count the final NUL as part of a label.
+    let value = [label.as_bytes(), b"\0"].concat();
+    Ok(rustix::fs::fsetxattr(&opened, c"security.selinux", &value, XattrFlags::empty())?)
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, OFlags, fstat};
 
 use super::error::{Attempt, Error};
+use super::lsm;
 use super::spec::{Config, IdMapping, Mount};
 use crate::sys::mount::{self, Change, Propagation};
 use crate::sys::path::{self, Missing};
@@ -149,6 +150,8 @@ pub(super) struct Prepared {
     source: Option<OwnedFd>,
     uid_mappings: Vec<IdMapping>,
     gid_mappings: Vec<IdMapping>,
+    /// The SELinux label that its root is to get once it is mounted.
+    label_later: Option<String>,
 }
 
 /// The mount, whether all below it too, and the uid and gid mappings of its own.
@@ -177,11 +180,12 @@ pub(super) fn prepare(
         Some("private" | "rprivate") => Propagation::Private,
         _ => Propagation::Slave,
     };
+    let label = config.linux.mount_label.as_deref().filter(|label| !label.is_empty());
     config
         .mounts
         .iter()
         .enumerate()
-        .map(|(index, mount)| prepare_one(index, mount, bundle, default, given(index)))
+        .map(|(index, mount)| prepare_one(index, mount, bundle, default, label, given(index)))
         .collect()
 }
 
@@ -190,6 +194,7 @@ fn prepare_one(
     wanted: &Mount,
     bundle: &Path,
     default: Propagation,
+    mount_label: Option<&str>,
     given: Option<OwnedFd>,
 ) -> Result<Prepared, Error> {
     let options = Options::parse(&wanted.options, wanted.kind.as_deref());
@@ -199,8 +204,23 @@ fn prepare_one(
         source: None,
         uid_mappings: wanted.uid_mappings.clone(),
         gid_mappings: wanted.gid_mappings.clone(),
+        label_later: None,
         options,
     };
+    if prepared.options.bind.is_none()
+        && given.is_none()
+        && !prepared.options.remount
+        && let Some(label) = mount_label
+    {
+        match prepared.kind.as_str() {
+            // The kernel labels what is in these by itself.
+            "proc" | "sysfs" | "cgroup" | "cgroup2" => {}
+            // There is one for all containers that share the IPC namespace, and it takes no label when it is mounted.
+            "mqueue" => prepared.label_later = Some(label.to_owned()),
+            _ if prepared.options.data.iter().any(|(key, _)| key == "context") => {}
+            _ => prepared.options.data.push(("context".to_owned(), Some(label.to_owned()))),
+        }
+    }
     for (key, value) in &prepared.options.data {
         if value.as_ref().is_some_and(|value| value.len() > OPTION_BYTES_MAX) {
             return Err(Error::invalid(
@@ -261,6 +281,8 @@ pub(super) struct Inside<'a> {
     /// The container has a user namespace, in which some gids may not be mapped.
     pub(super) user_namespace: bool,
     pub(super) cgroups: &'a super::cgroupfs::View,
+    /// What SELinux sees on the file systems that are made for the container.
+    pub(super) label: Option<&'a str>,
     pub(super) readonly_later: Vec<OwnedFd>,
 }
 
@@ -294,7 +316,9 @@ pub(super) fn attach(inside: &mut Inside<'_>, wanted: &Prepared) -> Result<(), E
     }
     let attributes = wanted.options.change.set | wanted.options.recursive.set;
     let made = match wanted.kind.as_str() {
-        "cgroup" | "cgroup2" => super::cgroupfs::make(inside.cgroups, &wanted.kind, attributes)?,
+        "cgroup" | "cgroup2" => {
+            super::cgroupfs::make(inside.cgroups, &wanted.kind, attributes, inside.label)?
+        }
         "tmpfs" => tmpfs(wanted, &target, attributes).attempt(what)?,
         kind => {
             let name =
@@ -318,6 +342,9 @@ pub(super) fn attach(inside: &mut Inside<'_>, wanted: &Prepared) -> Result<(), E
         }
     };
     mount::attach(&made, &target).attempt(what)?;
+    if let Some(label) = &wanted.label_later {
+        lsm::set_label(&made, label).attempt(|| format!("set the SELinux label of {}", what()))?;
+    }
     if super::cgroupfs::is_tree(inside.cgroups, &wanted.kind) {
         super::cgroupfs::populate(inside.cgroups, &made, attributes)?;
     }
@@ -438,7 +465,12 @@ fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, left: &mut usize) -> io::Re
 ///
 /// `null` is a detached clone of the host's /dev/null, verified to be device 1:3 when it was opened; the container's
 /// own could be anything (CVE-2025-31133).
-pub(super) fn mask(root: BorrowedFd<'_>, paths: &[PathBuf], null: &OwnedFd) -> Result<(), Error> {
+pub(super) fn mask(
+    root: BorrowedFd<'_>,
+    paths: &[PathBuf],
+    null: &OwnedFd,
+    label: Option<&str>,
+) -> Result<(), Error> {
     // A detached mount can be attached once; then it is in this namespace and can be cloned for the next.
     let (mut file_mask, mut dir_mask): (Option<OwnedFd>, Option<OwnedFd>) = (None, None);
     for path in paths {
@@ -449,7 +481,12 @@ pub(super) fn mask(root: BorrowedFd<'_>, paths: &[PathBuf], null: &OwnedFd) -> R
                 Some(first) => mount::clone_tree(first, c"", false),
                 None => {
                     let data = [("nr_blocks", "1"), ("nr_inodes", "1"), ("mode", "755")];
-                    let data = data.map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
+                    let label = label.map(|label| ("context", label));
+                    let data: Vec<_> = data
+                        .into_iter()
+                        .chain(label)
+                        .map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
+                        .collect();
                     let attributes = mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC;
                     mount::new_filesystem(c"tmpfs", &data, attributes)
                 }
@@ -512,6 +549,34 @@ mod tests {
         assert_eq!(parse(&["rw", "ro"]).change, Change { set: mount::RDONLY, clear: 0, propagation: None });
         let atime = parse(&["noatime", "strictatime"]).change;
         assert_eq!((atime.set, atime.clear), (mount::STRICTATIME, mount::ATIME_MASK));
+    }
+
+    #[test]
+    fn a_mount_label_goes_to_the_file_systems_that_take_one() {
+        let given = |kind: &str, options: &[&str]| {
+            let wanted = Mount {
+                destination: "/x".into(),
+                kind: Some(kind.to_owned()),
+                source: None,
+                options: options.iter().map(|w| (*w).to_owned()).collect(),
+                uid_mappings: Vec::new(),
+                gid_mappings: Vec::new(),
+            };
+            prepare_one(0, &wanted, Path::new("/"), Propagation::Slave, Some("u:r:t:s0:c1,c2"), None).unwrap()
+        };
+        for kind in ["tmpfs", "devpts"] {
+            let expected = [("context".to_owned(), Some("u:r:t:s0:c1,c2".to_owned()))];
+            assert_eq!(given(kind, &[]).options.data, expected);
+            assert_eq!(
+                given(kind, &["context=own"]).options.data,
+                [("context".to_owned(), Some("own".to_owned()))]
+            );
+        }
+        for kind in ["proc", "sysfs", "cgroup", "cgroup2", "mqueue"] {
+            let prepared = given(kind, &[]);
+            assert_eq!(prepared.options.data, []);
+            assert_eq!(prepared.label_later.is_some(), kind == "mqueue", "{kind}");
+        }
     }
 
     #[test]

@@ -94,14 +94,32 @@ fn privileged_the_image_filesystem_is_reported_for_an_empty_and_a_filled_store()
 #[test]
 fn privileged_the_users_of_images_are_reported_as_they_will_run() {
     let node = Node::new();
-    for (user, uid, username) in [("1002", Some(1002), ""), ("www-data:33", None, "www-data"), ("", None, "")]
+    for (number, (user, uid, username)) in [
+        ("1002", Some(1002), ""),
+        ("www-data:33", None, "www-data"),
+        ("", None, ""),
+        // A number all the same, as for every other runtime; the kubelet's check of runAsNonRoot depends on it.
+        ("007", Some(7), ""),
+        ("000:5", Some(0), ""),
+    ]
+    .into_iter()
+    .enumerate()
     {
-        let tag = format!("u{}", user.len());
+        let tag = format!("u{number}");
         let image = ImageBuilder::busybox().user(user).build();
         let name = put_image(&node.registry, "users", &tag, &image);
         pull(&node, &name, None).expect("the pull");
         let image = status(&node, &name).expect("the image");
         assert_eq!((image.uid.map(|uid| uid.value), image.username.as_str()), (uid, username), "{user:?}");
+        let Some(uid) = uid else { continue };
+        let config = node.pod_config(&tag);
+        let pod = node.run_pod(&config);
+        let mut container = node.container_config("c", "sleep 1000");
+        container.image = Some(ImageSpec { image: name, ..Default::default() });
+        let id = node.create(&pod, &container, &config);
+        node.start(&id);
+        assert_eq!(node.output(&id, "id -u").trim(), uid.to_string(), "{user:?}");
+        node.remove_pod(&pod);
     }
 }
 

@@ -4,10 +4,14 @@
 # The last line is "vm-result: passed" or "vm-result: failed"; run.sh looks for it.
 export PATH=/brig/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 export BRIG_TEST_BIN_DIR=/brig/bin RUST_BACKTRACE=1 TMPDIR=/tmp
+export BRIG_TEST_PROBE=/brig/probe
 # Emulated processors are some thirty times as slow.
 export BRIG_TEST_PATIENCE=300
 . /brig/settings
-[ "$FLAVOUR" != systemd ] || export BRIG_TEST_SYSTEMD=1
+case $FLAVOUR in
+    systemd) export BRIG_TEST_SYSTEMD=1 BRIG_TEST_LSM=apparmor ;;
+    *) export BRIG_TEST_LSM=selinux ;;
+esac
 logs=/run/brig-test-logs
 b=/bin/busybox
 
@@ -46,6 +50,8 @@ $b mkdir -p "$logs"
 for module in overlay veth bridge br_netfilter nf_tables nft_masq nft_nat nft_ct nft_fib_inet nft_chain_nat fuse; do
     modprobe "$module" || echo "vm: no module $module"
 done
+lsm=$($b cat /sys/kernel/security/lsm 2>/dev/null || $b cat /proc/self/attr/current)
+echo "vm: $lsm"
 echo "vm: Linux $($b uname -r), controllers $($b cat /sys/fs/cgroup/cgroup.controllers), up for $($b cut -d' ' -f1 /proc/uptime) s"
 /brig/it --list --format terse | $b sed -n 's/: test$//p' | $b grep privileged_ | $b grep -e "$WORDS" | while read -r name; do
     # Lines of skip.txt: machine, test, reason.

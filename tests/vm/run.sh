@@ -5,7 +5,8 @@
 #
 # Both machines run Debian's cloud kernel under qemu's software emulation, so that no /dev/kvm is needed. Their roots
 # differ: `cgroup-v2` is made of this machine's own tools, with a shell script as its first process; `systemd` is a
-# minimal Debian whose first process is systemd, and there the tests use the systemd cgroup driver.
+# minimal Debian whose first process is systemd, and there the tests use the systemd cgroup driver. The first has SELinux
+# with the policy of selinux.cil, the second AppArmor; both are enforced.
 #
 #   initramfs      busybox, the few modules a disk needs, initramfs.sh
 #   /dev/vda       the root, made once and kept in target/vm; changes of a run are thrown away
@@ -39,9 +40,13 @@ setup() {
     command -v depmod >/dev/null || missing+=(kmod)
     command -v mke2fs >/dev/null || missing+=(e2fsprogs)
     command -v strip >/dev/null || missing+=(binutils)
-    if [ "$flavour" = systemd ]; then command -v mmdebstrap >/dev/null || missing+=(mmdebstrap); fi
+    case $flavour in
+        systemd) command -v mmdebstrap >/dev/null || missing+=(mmdebstrap) ;;
+        cgroup-v2) command -v secilc >/dev/null || missing+=(secilc) ;;
+    esac
     [ ${#missing[@]} -gt 0 ] || return 0
     echo "vm: installing ${missing[*]}"
+    apt-get update -q >/dev/null
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
@@ -49,7 +54,10 @@ setup() {
 kernel() {
     if ! ls "$cache"/kernel/boot/vmlinuz-* >/dev/null 2>&1; then
         local package
-        package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/ { print $2; exit }')
+        newest() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/ { print $2; exit }'; }
+        package=$(newest)
+        # A machine on which nobody has asked for a package yet.
+        [ -n "$package" ] || { apt-get update -q >/dev/null && package=$(newest); }
         [ -n "$package" ] || { echo "vm: no package linux-image-cloud-amd64 here; this test needs Debian on x86-64" >&2; return 1; }
         rm -rf "$cache/kernel" "$cache/kernel.new"
         mkdir -p "$cache/kernel.new/deb"
@@ -75,7 +83,7 @@ disk() { # FOLDER FILE SIZE
 # The root's disk, made again when what it is made of has changed.
 root_disk() {
     local stamp
-    stamp=$(cat "$here/roots.sh" "$here/init.sh" "$here/brig-tests.service" "$(command -v busybox)" "$(command -v runc)" \
+    stamp=$(cat "$here/roots.sh" "$here/init.sh" "$here/selinux.cil" "$here/brig-tests.service" "$(command -v busybox)" "$(command -v runc)" \
         | cat - <(basename "$modules") | sha256sum | cut -c1-16)
     root_image=$cache/$flavour-$stamp.ext4
     [ ! -f "$root_image" ] || return 0
@@ -112,6 +120,8 @@ payload() { # FILE
     # Debug information is most of their size and of no use in there.
     for name in brigd brig brig-monitor brig-sandbox; do strip -S -o "$tree/bin/$name" "target/test-bin/$name"; done
     strip -S -o "$tree/it" "$it"
+    # As tests/it/escape does where there is a compiler.
+    rustc --edition 2024 -O -C target-feature=+crt-static -C panic=abort -C strip=symbols -o "$tree/probe" tests/escape/probe.rs
     cp "$here/guest.sh" "$tree/" && chmod 0755 "$tree/guest.sh"
     cp "$here/service.sh" "$here/skip.txt" deploy/systemd/brig.service "$tree/"
     printf 'FLAVOUR=%q\nWORDS=%q\nJOBS=%q\n' "$flavour" "$words" "${JOBS:-2}" >"$tree/settings"
@@ -132,6 +142,10 @@ it=$(cat "$cache/it")
 kernel
 root_disk
 
+case $flavour in
+    systemd) security="security=apparmor apparmor=1" ;;
+    cgroup-v2) security="security=selinux selinux=1 enforcing=1" ;;
+esac
 machine=
 run=$(mktemp -d "$cache/run.XXXXXX")
 # Ends the machine on every way out: timeout(1) passes the signal on.
@@ -152,15 +166,18 @@ TMPDIR=$run timeout --kill-after=10 "${LIMIT:-3600}" qemu-system-x86_64 \
     -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 4096 \
     -nodefaults -no-user-config -display none -no-reboot \
     -kernel "$kernel" -initrd "$run/initramfs.cpio" \
-    -append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on cgroup_no_v1=all systemd.show_status=0" \
+    -append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on cgroup_no_v1=all systemd.show_status=0 $security" \
     -drive "file=$root_image,format=raw,if=virtio,snapshot=on,cache=unsafe" \
     -drive "file=$run/payload.ext4,format=raw,if=virtio,readonly=on" \
     -serial "file:$cache/$flavour.console" -serial "file:$run/tests" </dev/null 2>"$run/qemu" &
 machine=$!
-tail --pid="$machine" -n +1 -f "$run/tests" | sed -u 's|\r||'
+# In the background, for bash runs a trap only between commands, and `wait` is one that a signal interrupts.
+tail --pid="$machine" -n +1 -f "$run/tests" | sed -u 's|\r||' &
+printer=$!
 code=0
 wait "$machine" || code=$?
 machine=
+wait "$printer"
 echo "vm: $flavour ran for $((SECONDS - booted)) s"
 # The line that guest.sh ends with; whatever else ended the machine is a failure.
 if ! grep -q '^vm-result: passed' "$run/tests"; then

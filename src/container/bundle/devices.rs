@@ -11,6 +11,7 @@ use rustix::fs::{FileType, major, minor};
 
 use super::{BundleError, BundleInput};
 use crate::container::cdi::DeviceNode;
+use crate::container::spec::{RunAsUser, Security};
 
 /// The devices of a container.
 #[derive(Debug)]
@@ -91,6 +92,9 @@ pub(super) fn devices(
         if found.is_empty() {
             return Err(BundleError::NotDevice(wanted.host_path.clone()));
         }
+        if input.host.device_ownership {
+            found.iter_mut().for_each(|found| own(&mut found.node, &input.spec.security));
+        }
         take(found, permissions)?;
     }
     for wanted in cdi {
@@ -107,11 +111,25 @@ pub(super) fn devices(
     // another one.
     let mut binds = Vec::new();
     if input.pod.user_ns.is_some() {
+        if input.host.device_ownership && !asked.is_empty() {
+            let why = "a user namespace shows the host's own nodes";
+            warnings.push(format!("devices do not get the owner that the security context says: {why}"));
+        }
         binds.extend(asked.into_iter().map(|found| (found.host, found.node.path().clone())));
     } else {
         nodes.extend(asked);
     }
     Ok(Devices { nodes: nodes.into_iter().map(|found| found.node).collect(), rules, binds })
+}
+
+/// The ids as the request says them: names and groups of the image have no say in who owns a device.
+fn own(node: &mut LinuxDevice, security: &Security) {
+    if let Some(RunAsUser::Uid(uid)) = &security.run_as_user {
+        node.set_uid(Some(*uid));
+    }
+    if let Some(gid) = security.run_as_group {
+        node.set_gid(Some(gid));
+    }
 }
 
 /// What the specification leaves out, the host's node says; a node without an owner is the container's user's.

@@ -1,10 +1,11 @@
 //! AppArmor and SELinux: what the host has, and which labels a container gets.
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::{BundleError, PodView};
-use crate::container::spec::{Security, SecurityProfile, SelinuxOptions};
+use super::BundleError;
+use crate::container::spec::{NamespaceMode, Namespaces, Security, SecurityProfile, SelinuxOptions};
 use crate::id::PodId;
 
 /// The AppArmor profile behind RuntimeDefault (`deploy/apparmor/brig-default`).
@@ -20,9 +21,19 @@ pub(crate) struct SecurityModules {
 
 /// The SELinux labels of a container: of its process, and of the files it may touch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SelinuxLabels {
-    pub(super) process: String,
-    pub(super) mount: String,
+pub(crate) struct SelinuxLabels {
+    pub(crate) process: String,
+    /// Of its root, of the file systems that are made for it, and of volumes that are relabelled.
+    pub(crate) mount: String,
+}
+
+/// What a container's labels take from its pod.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PodLabels<'a> {
+    pub(crate) id: &'a PodId,
+    pub(crate) namespaces: &'a Namespaces,
+    /// For a container that does not say otherwise.
+    pub(crate) options: Option<&'a SelinuxOptions>,
 }
 
 impl SecurityModules {
@@ -86,10 +97,10 @@ impl SecurityModules {
     ///
     /// There, options that ask for confinement are refused. `spc_t` means "not confined", and pods of every cluster
     /// network ask for it everywhere.
-    pub(super) fn selinux_labels(
+    pub(crate) fn selinux_labels(
         &self,
         security: &Security,
-        pod: &PodView<'_>,
+        pod: PodLabels<'_>,
     ) -> Result<Option<SelinuxLabels>, BundleError> {
         let asked = security.selinux.clone().unwrap_or_default();
         if !self.selinux() {
@@ -104,17 +115,44 @@ impl SecurityModules {
         }
         let first =
             |texts: [&str; 3]| texts.into_iter().find(|text| !text.is_empty()).unwrap_or("").to_owned();
-        let pods = pod.selinux.cloned().unwrap_or_default();
+        let pods = pod.options.cloned().unwrap_or_default();
         let user = first([&asked.user, &pods.user, "system_u"]);
         let role = first([&asked.role, &pods.role, "system_r"]);
-        let kind =
-            first([&asked.kind, &pods.kind, if security.privileged { "spc_t" } else { "container_t" }]);
-        let own = if security.privileged { "s0".to_owned() } else { categories(pod.id) };
-        let level = first([&asked.level, &pods.level, &own]);
-        Ok(Some(SelinuxLabels {
+        // Who sees the host's processes or its shared memory is of no use without reaching for them; peers see it so too.
+        let of_host = pod.namespaces.pid == NamespaceMode::Node || pod.namespaces.ipc == NamespaceMode::Node;
+        let free = security.privileged || of_host;
+        let kind = first([&asked.kind, &pods.kind, if free { "spc_t" } else { "container_t" }]);
+        let own = categories(pod.id);
+        let level = first([&asked.level, &pods.level, if free { "s0" } else { &own }]);
+        // The files are the pod's all the same: its other containers may be confined.
+        let files_level = first([&asked.level, &pods.level, &own]);
+        let labels = SelinuxLabels {
             process: format!("{user}:{role}:{kind}:{level}"),
-            mount: format!("{user}:object_r:container_file_t:{level}"),
-        }))
+            mount: format!("{user}:object_r:container_file_t:{files_level}"),
+        };
+        self.check_label(&labels.process)?;
+        self.check_label(&labels.mount)?;
+        Ok(Some(labels))
+    }
+
+    /// The label of the files that a pod's containers share; `None` on a host without SELinux.
+    pub(crate) fn pod_mount_label(&self, pod: PodLabels<'_>) -> Result<Option<String>, BundleError> {
+        Ok(self.selinux_labels(&Security::default(), pod)?.map(|labels| labels.mount))
+    }
+
+    /// Whether the host's policy knows a label: its kernel says so. A label becomes a mount option too, so one with the
+    /// characters that end an option never gets that far.
+    fn check_label(&self, label: &str) -> Result<(), BundleError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ':' | ',' | '-');
+        let unknown = |source| BundleError::SelinuxLabel { label: label.to_owned(), source };
+        if !label.chars().all(plain) {
+            return Err(unknown(io::Error::from(io::ErrorKind::InvalidInput)));
+        }
+        match OpenOptions::new().write(true).open(self.sys.join("fs/selinux/context")) {
+            Ok(mut file) => file.write_all(&[label.as_bytes(), b"\0"].concat()).map_err(unknown),
+            // A kernel that cannot be asked; what is wrong shows when the label is set.
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -24,13 +24,13 @@ use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder}
 use super::cdi::{self, CdiError};
 use super::handler::Hardened;
 use super::hardened::{self, Forbidden};
-use super::spec::{ContainerSpec, MountSource, Namespaces, SelinuxOptions};
+use super::spec::{ContainerSpec, MountSource, Namespaces};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
 use crate::sys::cgroup::Hierarchy;
 
 pub(crate) use linux::{MASKED, READONLY, cgroups_path, resources};
-pub(crate) use lsm::SecurityModules;
+pub(crate) use lsm::{PodLabels, SecurityModules, SelinuxLabels};
 pub(crate) use process::{StopSignal, stop_signal};
 
 /// What a container takes from its pod.
@@ -60,8 +60,6 @@ pub(crate) struct PodView<'a> {
     /// The pod's shared memory; `None` gives the container one of its own.
     pub(crate) shm: Option<&'a Path>,
     pub(crate) privileged: bool,
-    /// For a container that does not say otherwise.
-    pub(crate) selinux: Option<&'a SelinuxOptions>,
     /// Annotation keys, or prefixes ending in `*`, that the handler lets through.
     pub(crate) allowed_annotations: &'a [String],
     pub(crate) confines: Confines<'a>,
@@ -102,6 +100,8 @@ pub(crate) struct Host {
     pub(crate) pids_limit: Option<i64>,
     /// Of every container.
     pub(crate) rlimits: Vec<PosixRlimit>,
+    /// Devices that a request names belong to the user and group that it runs as.
+    pub(crate) device_ownership: bool,
 }
 
 impl Host {
@@ -115,7 +115,7 @@ impl Host {
         let effective = process::capabilities_in(mask("CapEff:").unwrap_or(0));
         let own_score = std::fs::read_to_string("/proc/self/oom_score_adj");
         let own_score = own_score.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        let Configured { seccomp_root, cdi_spec_dirs, pids_limit, rlimits } = configured;
+        let Configured { seccomp_root, cdi_spec_dirs, pids_limit, rlimits, device_ownership } = configured;
         Self {
             capabilities: process::capabilities_in(mask("CapBnd:").unwrap_or(0)),
             modules: SecurityModules::of_host(),
@@ -126,6 +126,7 @@ impl Host {
             seccomp_root,
             pids_limit,
             rlimits,
+            device_ownership,
         }
     }
 }
@@ -137,6 +138,7 @@ pub(crate) struct Configured {
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     pub(crate) pids_limit: Option<i64>,
     pub(crate) rlimits: Vec<PosixRlimit>,
+    pub(crate) device_ownership: bool,
 }
 
 /// Everything a bundle is made of.
@@ -149,6 +151,8 @@ pub(crate) struct BundleInput<'a> {
     /// The rootfs as a mount, attached or not.
     pub(crate) rootfs: &'a OwnedFd,
     pub(crate) id: &'a ContainerId,
+    /// From [`SecurityModules::selinux_labels`]: the rootfs is mounted with one of them.
+    pub(crate) labels: Option<&'a SelinuxLabels>,
     /// Where the images behind [`MountSource::Image`] are mounted, by container path.
     pub(crate) image_mounts: &'a BTreeMap<PathBuf, PathBuf>,
     /// Where to have a writable folder for each `VOLUME` of the image; `None` ignores them.
@@ -264,6 +268,12 @@ pub(crate) enum BundleError {
         "selinux_options {0:?} are asked for, but this host has no SELinux; remove them, or choose nodes that have it"
     )]
     NoSelinux(String),
+    #[error("SELinux label {label:?} is not one that this host's policy knows; correct selinux_options")]
+    SelinuxLabel {
+        label: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("build the OCI spec")]
     Build(#[from] oci_spec::OciSpecError),
 }
@@ -290,12 +300,12 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
     let stop_signal = stop_signal(input.spec, input.image)?;
 
     let capabilities = process::capabilities(security, input.host, &mut warnings)?;
-    let labels = input.host.modules.selinux_labels(security, input.pod)?;
-    let process = process::process(input, &who, &capabilities, &edits, labels.as_ref(), &mut warnings)?;
+    let labels = input.labels;
+    let process = process::process(input, &who, &capabilities, &edits, labels, &mut warnings)?;
     let devices = devices::devices(input, &edits.devices, who.user.uid, &mut warnings)?;
     let mounts = mounts::mounts(input, &edits.mounts, &devices.binds)?;
     let propagation = mounts.rootfs_propagation;
-    let linux = linux::linux(input, &capabilities, devices, labels.as_ref(), propagation, &mut warnings)?;
+    let linux = linux::linux(input, &capabilities, devices, labels, propagation, &mut warnings)?;
 
     let mut spec = SpecBuilder::default()
         .version("1.2.0")
@@ -316,14 +326,14 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
     if edits.hooks != Default::default() {
         spec.set_hooks(Some(edits.hooks));
     }
-    // Only what is the host's: an image's files have the rootfs' label.
+    // Only what is the host's: an image's files have the label of their mount.
     let relabels = labels.map(|labels| {
         let wanted = input.spec.mounts.iter().filter(|mount| mount.selinux_relabel);
         let host = wanted.filter_map(|mount| match &mount.source {
             MountSource::Host(path) => Some(path.clone()),
             MountSource::Image { .. } => None,
         });
-        Relabels { label: labels.mount, paths: host.collect() }
+        Relabels { label: labels.mount.clone(), paths: host.chain(mounts.volumes.clone()).collect() }
     });
     Ok(Bundle {
         spec,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::container::spec::{
-    Device, HugepageLimit, ImageSpec, Mount, MountSource, NamespaceMode, Propagation, Resources,
+    Device, HugepageLimit, ImageSpec, Mount, MountSource, NamespaceMode, Propagation, Resources, RunAsUser,
     SecurityProfile, SelinuxOptions,
 };
 
@@ -41,6 +41,7 @@ impl Fixture {
             namespaces: Namespaces::default(),
             host: Host {
                 rlimits: Vec::new(),
+                device_ownership: false,
                 capabilities: process::capabilities_in(u64::MAX),
                 modules: SecurityModules::at(&scratch.path().join("sys")),
                 cdi_spec_dirs: vec![scratch.path().join("cdi")],
@@ -94,7 +95,6 @@ impl Fixture {
             hostname_file: Some(Path::new("/run/pod/hostname")),
             shm: Some(Path::new("/run/pod/shm")),
             privileged: self.pod_privileged,
-            selinux: self.pod_selinux.as_ref(),
             allowed_annotations: &self.allowed,
             confines: self.confines(),
         };
@@ -104,7 +104,11 @@ impl Fixture {
         }))
         .unwrap();
         let rootfs = std::fs::File::open(self.scratch.path()).unwrap().into();
+        let options = self.pod_selinux.as_ref();
+        let labels = PodLabels { id: &pod_id, namespaces: &self.namespaces, options };
+        let labels = self.host.modules.selinux_labels(&self.spec.security, labels)?;
         generate(&BundleInput {
+            labels: labels.as_ref(),
             spec: &self.spec,
             pod: &pod,
             host: &self.host,
@@ -510,7 +514,38 @@ fn selinux_labels_come_from_container_pod_and_default_in_this_order() {
     assert_eq!(labels(&fixture), label("web_t", "s0:c3,c4"));
     (fixture.spec.security.selinux, fixture.pod_selinux) = (None, None);
     (fixture.spec.security.privileged, fixture.pod_privileged) = (true, true);
-    assert_eq!(labels(&fixture), label("spc_t", "s0"));
+    // Who is not confined still has the pod's files.
+    assert_eq!(labels(&fixture), (label("spc_t", "s0").0, label("", own).1));
+    (fixture.spec.security.privileged, fixture.pod_privileged) = (false, false);
+    for namespaces in [
+        Namespaces { pid: NamespaceMode::Node, ..Namespaces::default() },
+        Namespaces { ipc: NamespaceMode::Node, ..Namespaces::default() },
+    ] {
+        fixture.namespaces = namespaces;
+        assert_eq!(labels(&fixture), (label("spc_t", "s0").0, label("", own).1));
+    }
+    fixture.namespaces = Namespaces::default();
+    // A label that would bring mount options along.
+    fixture.spec.security.selinux = options("web_t", "s0\",upperdir=/");
+    assert_eq!(
+        fixture.error(),
+        "SELinux label \"system_u:system_r:web_t:s0\\\",upperdir=/\" is not one that this host's policy knows; correct \
+         selinux_options"
+    );
+}
+
+#[test]
+fn selinux_labels_are_those_that_the_kernel_takes() {
+    let fixture = Fixture::new();
+    fixture.sys(&[("fs/selinux/enforce", "1"), ("fs/selinux/context", "")]);
+    fixture.generate().unwrap();
+    let asked = std::fs::read(fixture.scratch.path().join("sys/fs/selinux/context")).unwrap();
+    assert!(asked.starts_with(b"system_u:object_r:container_file_t:s0:c273,c615\0"), "{asked:?}");
+    // A device that refuses every write stands for a policy that does not know the label.
+    let context = fixture.scratch.path().join("sys/fs/selinux/context");
+    std::fs::remove_file(&context).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &context).unwrap();
+    assert!(fixture.error().contains("system_u:system_r:container_t"), "{}", fixture.error());
 }
 
 #[test]
@@ -578,6 +613,16 @@ fn devices_are_read_from_the_host_and_allowed_by_number() {
         rules.last().unwrap(),
         &json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"})
     );
+    assert_eq!((&node["uid"], &node["gid"]), (&json!(0), &json!(0)));
+    fixture.host.device_ownership = true;
+    fixture.spec.security.run_as_user = Some(RunAsUser::Uid(1234));
+    let owner = |fixture: &Fixture| {
+        let node = fixture.json()["linux"]["devices"][0].clone();
+        (node["uid"].clone(), node["gid"].clone())
+    };
+    assert_eq!(owner(&fixture), (json!(1234), json!(0)));
+    fixture.spec.security.run_as_group = Some(567);
+    assert_eq!(owner(&fixture), (json!(1234), json!(567)));
     fixture.spec.devices = vec![device("/dev/null", "rx")];
     assert_eq!(fixture.error(), "device \"/dev/null\" has permissions \"rx\", but only r, w and m exist");
     fixture.spec.devices = vec![device("/dev/no-such-device", "rw")];

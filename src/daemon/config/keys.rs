@@ -122,6 +122,10 @@ tables! {
         /// Resource limits of containers, as `name=soft:hard` or `name=both`; what is not named is inherited from
         /// brigd.
         default_ulimits: Vec<Ulimit> = "[]", "list of name=soft:hard";
+        /// Whether devices that a container asks for belong to the runAsUser and runAsGroup of its security context, so
+        /// that a user other than root can open them. When false they keep the host's owner. The name is containerd's and
+        /// CRI-O's.
+        device_ownership_from_security_context: bool = "false", "true or false";
         /// How long the OCI runtime may take to create a container, hooks included. Under the kubelet's 2 minutes, so
         /// that it hears the reason rather than its own timeout.
         create_timeout: Duration = "\"100s\"", "duration", "\"1s\"" to "\"30m\"";

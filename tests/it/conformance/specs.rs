@@ -11,7 +11,9 @@ pub(super) enum Where {
     Nowhere(&'static str),
 }
 
-const APPARMOR: Where = Where::Nowhere("needs a kernel with AppArmor");
+/// Where the kernel has AppArmor, as in one of the machines of `tests/vm`.
+const APPARMOR: Where =
+    Where::Test("security/labels", "privileged_containers_run_in_the_apparmor_profile_that_they_ask_for");
 const NRI: Where = Where::Nowhere("there is no node resource interface yet");
 
 #[rustfmt::skip]

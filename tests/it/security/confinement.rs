@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn profile(kind: security_profile::ProfileType, reference: &str) -> Option<SecurityProfile> {
+pub(super) fn profile(kind: security_profile::ProfileType, reference: &str) -> Option<SecurityProfile> {
     Some(SecurityProfile { profile_type: kind as i32, localhost_ref: reference.into() })
 }
 
@@ -154,7 +154,7 @@ fn privileged_a_privileged_container_needs_a_privileged_pod_and_sees_the_hosts_d
     });
 }
 
-/// This host has neither AppArmor nor SELinux, or the tests below would have to know its policy.
+/// Where the kernel has one of them, `labels.rs` tests it.
 #[test]
 fn privileged_labels_are_refused_where_the_host_has_no_module_for_them() {
     use security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};

@@ -69,6 +69,69 @@ fn privileged_devices_are_those_asked_for_with_the_permissions_asked_for() {
     });
 }
 
+#[test]
+fn privileged_devices_belong_to_the_containers_user_where_the_node_is_configured_so() {
+    for handler in handlers() {
+        for (configured, expected) in [("false", "0:0"), ("true", "1234:567")] {
+            let config = format!("[runtime]\ndevice_ownership_from_security_context = {configured}\n");
+            on_handler(handler, &config, |node| {
+                let pod = Pod::new(node, "owner");
+                let dir = folder(node, "devices");
+                let path = dir.join("null");
+                let (kind, number) = (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+                let mode = rustix::fs::Mode::from_raw_mode(0o600);
+                rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, number).expect("mknod");
+                let text = pod.sh(
+                    "stat -c %u:%g:%a /dev/mine; (echo x >/dev/mine) 2>&1 | grep -c denied; true",
+                    |c| {
+                        c.devices = vec![device(&path.display().to_string(), "/dev/mine", "rw")];
+                        context(c).run_as_user = Some(Int64Value { value: 1234 });
+                        context(c).run_as_group = Some(Int64Value { value: 567 });
+                    },
+                );
+                let denied = if configured == "true" { "0" } else { "1" };
+                assert_eq!(text, format!("{expected}:600\n{denied}"));
+            });
+        }
+    }
+}
+
+/// systemd writes all that it was told again, and puts programs of its own beside ours.
+#[test]
+fn privileged_the_device_filter_outlives_a_reload_of_systemd() {
+    if !systemd_cgroups() {
+        return;
+    }
+    on_every_handler(|node| {
+        let pod = Pod::new(node, "reload");
+        let id = pod.keep(|c| {
+            context(c).capabilities.get_or_insert_default().add_capabilities = vec!["MKNOD".into()];
+            c.devices = vec![device(NODE, "/dev/mine", "r")];
+        });
+        // 1:11 is /dev/kmsg.
+        let look = "rm -f /tmp/k; mknod /tmp/k c 1 11; head -c1 /tmp/k 2>&1; (: </dev/mine) && echo read; \
+            (: >/dev/mine) 2>&1; head -c1 /dev/zero | wc -c";
+        let filtered = node.output(&id, look);
+        assert_eq!(filtered.matches("Operation not permitted").count(), 2, "{filtered}");
+        assert!(filtered.contains("read\n") && filtered.ends_with("1\n"), "{filtered}");
+        let reload = || {
+            let reloaded = std::process::Command::new("systemctl").arg("daemon-reload").status();
+            assert!(reloaded.expect("systemctl runs").success());
+        };
+        reload();
+        assert_eq!(node.output(&id, look), filtered);
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(LinuxContainerResources { cpu_shares: 512, ..Default::default() }),
+            ..Default::default()
+        };
+        node.call(node.runtime.clone().update_container_resources(request)).expect("the update");
+        assert_eq!(node.output(&id, look), filtered);
+        reload();
+        assert_eq!(node.output(&id, look), filtered);
+    });
+}
+
 /// A CDI specification in both formats; the second kind refers to what is not there.
 fn write_specs(dir: &std::path::Path, marker: &std::path::Path) {
     std::fs::create_dir_all(dir).unwrap();

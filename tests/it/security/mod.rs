@@ -6,6 +6,7 @@
 mod confinement;
 mod devices;
 mod identity;
+mod labels;
 mod mounts;
 mod namespaces;
 mod resources;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use brig::proto::v1::*;
 
 use crate::fixture::image::ImageBuilder;
-use crate::fixture::node::{Node, Options, handlers, put_image};
+use crate::fixture::node::{Node, Options, handlers, put_image, systemd_cgroups};
 
 /// A running pod on a node.
 struct Pod<'a> {

@@ -10,6 +10,7 @@ mod forward;
 mod leaks;
 mod server;
 mod terminal;
+mod tls;
 
 use brig::proto::v1::*;
 

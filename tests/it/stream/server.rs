@@ -1,6 +1,5 @@
-//! Who is let in: tokens, verbs, protocols, TLS; and who is shown out: clients that are silent, or speak nonsense.
+//! Who is let in: tokens, verbs, protocols; and who is shown out: clients that are silent, or speak nonsense.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use brig::proto::v1::ContainerState;
@@ -9,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::Ship;
 use super::client::{Client, STDOUT, V5, address, websocket};
-use crate::fixture::node::{Options, eventually};
+use crate::fixture::node::Options;
 
 /// Sends a request as it is and returns all that comes back.
 async fn say(url: &str, request: &str) -> String {
@@ -20,7 +19,8 @@ async fn say(url: &str, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn path(url: &str) -> &str {
+/// The path of a URL of the server.
+pub(super) fn path(url: &str) -> &str {
     &url[url.find("/exec/").or(url.find("/attach/")).or(url.find("/portforward/")).expect("a verb")..]
 }
 
@@ -170,105 +170,4 @@ fn privileged_a_stream_on_which_nothing_moves_is_closed() {
         let mut stream = TcpStream::connect(address(&url)).await.expect("the server listens");
         stream.read_to_end(&mut Vec::new()).await.ok();
     });
-}
-
-/// An authority, and what it signs for a server or a client.
-struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        Self(rcgen::CertifiedIssuer::self_signed(params, key).expect("a certificate"))
-    }
-
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-}
-
-/// An HTTP request over TLS; the server's certificate has to be of `authority`. Answers the first line.
-async fn over_tls(
-    url: &str,
-    authority: &Authority,
-    client: Option<(String, String)>,
-) -> Result<String, std::io::Error> {
-    use rustls_pki_types::pem::PemObject;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM"))
-        .expect("an authority");
-    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let config = match client {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
-            builder.with_client_auth_cert(vec![certificate], key).expect("a certificate")
-        }
-    };
-    let address = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("https://");
-    let stream = TcpStream::connect(address).await.expect("the server listens");
-    let name = ServerName::try_from("127.0.0.1").expect("a name");
-    let mut stream =
-        tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", path(url)).as_bytes()).await?;
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer).await {
-        Err(error) if answer.is_empty() => Err(error),
-        _ => Ok(String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()),
-    }
-}
-
-#[test]
-fn privileged_tls_wants_a_client_certificate_and_takes_new_files_as_they_come() {
-    let scratch = tempfile::tempdir().expect("a scratch directory");
-    let (servers, clients) = (Authority::new(), Authority::new());
-    let file = |name: &str| scratch.path().join(name);
-    // By rename, as everyone who replaces a certificate does it.
-    let put = |name: &str, text: &str| {
-        let new = scratch.path().join("new");
-        std::fs::write(&new, text).expect("a file");
-        std::fs::rename(new, file(name)).expect("a file");
-    };
-    let (certificate, key) = servers.issue("127.0.0.1");
-    put("cert.pem", &certificate);
-    put("key.pem", &key);
-    put("ca.pem", &clients.pem());
-    let quoted = |path: &Path| format!("\"{}\"", path.display());
-    let config = format!(
-        "[stream]\ntls_cert = {}\ntls_key = {}\ntls_client_ca = {}",
-        quoted(&file("cert.pem")),
-        quoted(&file("key.pem")),
-        quoted(&file("ca.pem"))
-    );
-    let ship = Ship::with(Options { config, ..Options::default() }, "tls").running("exec sleep 1000");
-    let ask = |authority, client| {
-        let url = ship.exec_url("oe", &["true"]);
-        ship.node.call(over_tls(&url, authority, client))
-    };
-    // Let in, and told that a stream needs an upgrade.
-    let answer = ask(&servers, Some(clients.issue("kubelet"))).expect("TLS");
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    ask(&servers, None).expect_err("a client without a certificate");
-    ask(&servers, Some(servers.issue("kubelet"))).expect_err("a client of another authority");
-
-    let others = Authority::new();
-    let (certificate, key) = others.issue("127.0.0.1");
-    put("key.pem", &key);
-    // The pair does not fit, and the former one stays in force.
-    ask(&servers, Some(clients.issue("kubelet"))).expect("TLS");
-    put("cert.pem", &certificate);
-    let answer = ask(&others, Some(clients.issue("kubelet"))).expect("TLS with the new certificate");
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    eventually(|| ship.node.log().contains("keeps its former certificate").then_some(()));
 }

@@ -175,7 +175,8 @@ impl Verdict {
     /// internal error (k8s.io/apimachinery pkg/util/remotecommand, pkg/api/errors).
     fn text(self, outcome: &Outcome) -> Option<String> {
         let failed = |code: i32| format!("command terminated with non-zero exit code: exit status {code}");
-        let error = |message: &str| format!("error executing command in container: {message}");
+        let cause = |message: &str| format!("error executing command in container: {message}");
+        let error = |message: &str| format!("Internal error occurred: {}", cause(message));
         let status = match (self, outcome) {
             (Self::Text, Outcome::Success) => return None,
             (Self::Text, Outcome::ExitCode(code)) => return Some(failed(*code)),
@@ -191,9 +192,9 @@ impl Verdict {
             (Self::Status, Outcome::Error(message)) => json!({
                 "metadata": {},
                 "status": "Failure",
-                "message": format!("Internal error occurred: {}", error(message)),
+                "message": error(message),
                 "reason": "InternalError",
-                "details": {"causes": [{"message": error(message)}]},
+                "details": {"causes": [{"message": cause(message)}]},
                 "code": 500,
             }),
         };

@@ -8,13 +8,12 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::handshake::Agreed;
 use super::pump::{self, Sizes, Watched};
-use super::session::{Outcome, Session, Sink, Source};
+use super::session::{Client, Outcome, Session, Sink, Source};
 use crate::container::exec::Streams as Wanted;
 use crate::monitor::attach::{AttachEnd, AttachSession};
 use crate::pod::Pods;
@@ -29,11 +28,10 @@ pub(super) async fn run(
     pods: &Pods,
     container: &str,
     wanted: Wanted,
-    agreed: Agreed,
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: Client,
     stop: &CancellationToken,
 ) {
-    let Some(session) = Session::open(agreed, wanted, io).await else { return };
+    let Some(session) = Session::open(client, wanted).await else { return };
     let Session { mut connection, stdin, mut stdout, mut stderr, resize, mut end } = session;
     let outcome = match pods.containers().attach(container, wanted).await {
         Err(error) => {

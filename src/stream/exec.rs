@@ -8,13 +8,12 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::handshake::Agreed;
 use super::pump::{self, Sizes, Watched};
-use super::session::{Outcome, Session, Sink, Source};
+use super::session::{Client, Outcome, Session, Sink, Source};
 use crate::container::exec::ExecOptions;
 use crate::monitor::exec::{ExecProcess, ExecSession};
 use crate::pod::Pods;
@@ -25,11 +24,10 @@ pub(super) async fn run(
     pods: &Pods,
     container: &str,
     options: ExecOptions,
-    agreed: Agreed,
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: Client,
     stop: &CancellationToken,
 ) {
-    let Some(session) = Session::open(agreed, options.streams, io).await else { return };
+    let Some(session) = Session::open(client, options.streams).await else { return };
     let Session { mut connection, stdin, mut stdout, mut stderr, resize, mut end } = session;
     let outcome = match pods.containers().exec(container, options).await {
         Err(error) => {

@@ -12,7 +12,7 @@
 //! # Ends
 //!
 //! A client that goes away leaves its command running, as it does with other runtimes: the command sees the end of its
-//! input, a broken pipe or a hangup, and may go on. A connection on which nothing moves for `stream.idle_timeout` is
+//! input, a broken pipe or a hangup, and may go on. A connection on which no data moves for `stream.idle_timeout` is
 //! closed, which looks the same. Nothing here outlives its connection.
 //!
 //! # Bounds

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::handshake::{Agreed, Answer, negotiate, refusal};
-use super::idle::Idle;
+use super::idle::Activity;
+use super::session::Client;
 use super::ticket::Tickets;
 use super::tls::{Tls, TlsError, TlsFiles};
 use super::websocket::TUNNEL;
@@ -51,7 +52,7 @@ pub(crate) struct Settings {
     /// Port 0 lets the kernel choose.
     pub listen: SocketAddr,
     pub tls: Option<TlsFiles>,
-    /// A connection on which nothing moves for so long is closed.
+    /// A connection on which no data moves for so long is closed.
     pub idle_timeout: Duration,
 }
 
@@ -179,11 +180,11 @@ impl Connection {
         greeting: OwnedSemaphorePermit,
     ) {
         let (stop, idle_timeout) = (self.stop.clone(), self.idle_timeout);
-        let (stream, idle) = Idle::watch(stream);
+        let activity = Activity::begin();
         // What an upgraded connection is for.
         let begun = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| {
-            let (answer, work) = match self.answer(request) {
+            let (answer, work) = match self.answer(request, activity.clone()) {
                 Ok((answer, work)) => (answer, Some(work)),
                 Err(refusal) => (*refusal, None),
             };
@@ -217,7 +218,7 @@ impl Connection {
         };
         tokio::select! {
             () = whole => {}
-            () = idle.for_so_long(idle_timeout) => tracing::info!("a stream is closed: nothing moved for {idle_timeout:?}"),
+            () = activity.idle_for(idle_timeout) => tracing::info!("a stream is closed: nothing moved for {idle_timeout:?}"),
             () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_WAIT).await } => {}
         }
     }
@@ -227,7 +228,11 @@ type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Connection {
     /// The answer to a request, and what is to be done after the upgrade.
-    fn answer(&self, mut request: Request<Incoming>) -> Result<(Answer, Work), Box<Answer>> {
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        activity: Activity,
+    ) -> Result<(Answer, Work), Box<Answer>> {
         let not_found = || refusal(StatusCode::NOT_FOUND, "no stream is waiting under this URL");
         if request.method() != Method::GET && request.method() != Method::POST {
             return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "a stream is asked for by GET or POST"));
@@ -260,7 +265,10 @@ impl Connection {
         let upgrade = hyper::upgrade::on(&mut request);
         let work = Box::pin(async move {
             match upgrade.await {
-                Ok(upgraded) => run(pods, task, agreed, TokioIo::new(upgraded), &stop).await,
+                Ok(upgraded) => {
+                    let io = TokioIo::new(upgraded);
+                    run(pods, task, Client { agreed, io, activity }, &stop).await;
+                }
                 Err(error) => tracing::debug!(%error, "a stream's client went away at the upgrade"),
             }
             drop(place);
@@ -273,18 +281,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn run(
-    pods: Pods,
-    task: Task,
-    agreed: Agreed,
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    stop: &CancellationToken,
-) {
+async fn run(pods: Pods, task: Task, client: Client, stop: &CancellationToken) {
     match task {
-        Task::Exec { container, options } => exec::run(&pods, &container, options, agreed, io, stop).await,
-        Task::Attach { container, streams } => {
-            attach::run(&pods, &container, streams, agreed, io, stop).await
-        }
-        Task::Forward { pod, ports } => forward::run(&pods, &pod, &ports, agreed, io, stop).await,
+        Task::Exec { container, options } => exec::run(&pods, &container, options, client, stop).await,
+        Task::Attach { container, streams } => attach::run(&pods, &container, streams, client, stop).await,
+        Task::Forward { pod, ports } => forward::run(&pods, &pod, &ports, client, stop).await,
     }
 }

@@ -4,11 +4,13 @@ use std::io;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::handshake::{Agreed, Offer};
+use super::idle::Activity;
 use super::{spdy, websocket};
 use crate::container::exec::Streams as Wanted;
 
@@ -34,45 +36,90 @@ const GOODBYE_WAIT: Duration = Duration::from_secs(30);
 /// The header that says what a SPDY stream is for.
 pub(super) const STREAM_TYPE: &str = "streamtype";
 
+/// Who comes with a URL and has just been upgraded.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub agreed: Agreed,
+    pub io: TokioIo<Upgraded>,
+    pub activity: Activity,
+}
+
 /// What comes from a client on one stream.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) struct Source {
+    from: Receiver,
+    activity: Activity,
+}
+
+#[derive(Debug)]
+enum Receiver {
     Spdy(spdy::Receiver),
     WebSocket(websocket::Receiver),
 }
 
 impl Source {
+    pub(super) fn spdy(from: spdy::Receiver, activity: &Activity) -> Self {
+        Self { from: Receiver::Spdy(from), activity: activity.clone() }
+    }
+
+    pub(super) fn websocket(from: websocket::Receiver, activity: &Activity) -> Self {
+        Self { from: Receiver::WebSocket(from), activity: activity.clone() }
+    }
+
     /// The next piece; `None` once the client has ended the stream or is gone. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Option<Bytes> {
-        match self {
-            Self::Spdy(stream) => stream.recv().await,
-            Self::WebSocket(channel) => channel.recv().await,
-        }
+        let piece = match &mut self.from {
+            Receiver::Spdy(stream) => stream.recv().await,
+            Receiver::WebSocket(channel) => channel.recv().await,
+        }?;
+        self.activity.moved();
+        Some(piece)
     }
 }
 
 /// What goes to a client on one stream.
 #[derive(Debug)]
-pub(super) enum Sink {
+pub(super) struct Sink {
+    to: Sender,
+    activity: Activity,
+}
+
+#[derive(Debug)]
+enum Sender {
     Spdy(spdy::Sender),
     WebSocket(websocket::Sender),
 }
 
 impl Sink {
+    pub(super) fn spdy(to: spdy::Sender, activity: &Activity) -> Self {
+        Self { to: Sender::Spdy(to), activity: activity.clone() }
+    }
+
+    pub(super) fn websocket(to: websocket::Sender, activity: &Activity) -> Self {
+        Self { to: Sender::WebSocket(to), activity: activity.clone() }
+    }
+
     /// Returns when the piece is in the connection's hands; fails if the client is gone or wants no more.
     pub(super) async fn send(&mut self, data: Bytes) -> io::Result<()> {
-        match self {
-            Self::Spdy(stream) => stream.send(data).await,
-            Self::WebSocket(channel) => channel.send(data).await,
-        }
+        match &mut self.to {
+            Sender::Spdy(stream) => stream.send(data).await,
+            Sender::WebSocket(channel) => channel.send(data).await,
+        }?;
+        self.activity.moved();
+        Ok(())
     }
 
     /// Says that nothing more will come.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
-        match self {
-            Self::Spdy(stream) => stream.finish().await,
-            Self::WebSocket(channel) => channel.finish().await,
+        match &mut self.to {
+            Sender::Spdy(stream) => stream.finish().await,
+            Sender::WebSocket(channel) => channel.finish().await,
         }
+    }
+
+    /// Whether this stream has an end of its own, which the client hears before that of the connection.
+    pub(super) fn has_ends(&self) -> bool {
+        matches!(self.to, Sender::Spdy(_))
     }
 }
 
@@ -148,7 +195,7 @@ impl End {
     /// it can read. Other runtimes send it too, when the streams are open. SPDY has the replies to its streams for that.
     pub(super) async fn ready(&mut self, stdout: Option<&mut Sink>, stderr: Option<&mut Sink>) {
         let first = stdout.or(stderr).unwrap_or(&mut self.sink);
-        if matches!(first, Sink::WebSocket(_)) {
+        if matches!(first.to, Sender::WebSocket(_)) {
             first.send(Bytes::new()).await.ok();
         }
     }
@@ -204,14 +251,12 @@ impl Verdict {
 
 impl Session {
     /// Opens the streams of a client that has just been upgraded. `None` when it did not open those it asked for.
-    pub(super) async fn open(
-        agreed: Agreed,
-        wanted: Wanted,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> Option<Self> {
+    pub(super) async fn open(client: Client, wanted: Wanted) -> Option<Self> {
+        let Client { agreed, io, activity } = client;
         match agreed {
             Agreed::Spdy(protocol) => {
-                match tokio::time::timeout(STREAMS_WAIT, Self::over_spdy(protocol, wanted, io)).await {
+                let opened = Self::over_spdy(protocol, wanted, io, &activity);
+                match tokio::time::timeout(STREAMS_WAIT, opened).await {
                     Ok(session) => session,
                     Err(_) => {
                         tracing::debug!("a client did not open its streams within {STREAMS_WAIT:?}");
@@ -219,14 +264,15 @@ impl Session {
                     }
                 }
             }
-            Agreed::WebSocket(protocol) => Some(Self::over_websocket(protocol, wanted, io).await),
+            Agreed::WebSocket(protocol) => Some(Self::over_websocket(protocol, wanted, io, &activity).await),
         }
     }
 
     async fn over_spdy(
         protocol: &str,
         wanted: Wanted,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        io: TokioIo<Upgraded>,
+        activity: &Activity,
     ) -> Option<Self> {
         // Before v3 a terminal could not be resized.
         let resizes = wanted.terminal && !matches!(protocol, "" | "channel.k8s.io" | "v2.channel.k8s.io");
@@ -254,8 +300,8 @@ impl Session {
             };
             *place = Some(stream.accept().await.ok()?);
         }
-        let sink = |stream: spdy::Stream| Sink::Spdy(stream.split().0);
-        let source = |stream: spdy::Stream| Source::Spdy(stream.split().1);
+        let sink = |stream: spdy::Stream| Sink::spdy(stream.split().0, activity);
+        let source = |stream: spdy::Stream| Source::spdy(stream.split().1, activity);
         Some(Self {
             stdin: stdin.map(source),
             stdout: stdout.map(sink),
@@ -269,7 +315,8 @@ impl Session {
     async fn over_websocket(
         protocol: &str,
         wanted: Wanted,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        io: TokioIo<Upgraded>,
+        activity: &Activity,
     ) -> Self {
         use websocket::{ERROR, RESIZE, STDERR, STDIN, STDOUT};
         let inputs = [(wanted.stdin, STDIN), (wanted.terminal, RESIZE)];
@@ -279,15 +326,16 @@ impl Session {
         let (mut stdin, mut resize) = (None, None);
         for (channel, receiver) in inputs.into_iter().zip(receivers) {
             let place = if channel == STDIN { &mut stdin } else { &mut resize };
-            *place = Some(Source::WebSocket(receiver));
+            *place = Some(Source::websocket(receiver, activity));
         }
-        let sink = |wanted: bool, channel| wanted.then(|| Sink::WebSocket(channels.sender(channel)));
+        let to = |channel| Sink::websocket(channels.sender(channel), activity);
+        let sink = |wanted: bool, channel| wanted.then(|| to(channel));
         Self {
             stdin,
             stdout: sink(wanted.stdout, STDOUT),
             stderr: sink(wanted.stderr, STDERR),
             resize,
-            end: End { sink: Sink::WebSocket(channels.sender(ERROR)), verdict: Verdict::of(protocol) },
+            end: End { sink: to(ERROR), verdict: Verdict::of(protocol) },
             connection: Connection::WebSocket(channels),
         }
     }

@@ -132,7 +132,11 @@ impl To {
 
     /// Anything, however wrong.
     pub(crate) async fn raw(&mut self, message: Message) {
-        self.socket.send(message).await.expect("the connection lasts");
+        self.try_raw(message).await.expect("the connection lasts");
+    }
+
+    pub(crate) async fn try_raw(&mut self, message: Message) -> Result<(), Error> {
+        self.socket.send(message).await
     }
 }
 

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use brig::proto::v1::ContainerState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::Ship;
-use super::client::{Client, STDOUT, V5, address, websocket};
+use super::client::{Client, STDIN, STDOUT, V5, address, websocket};
+use super::spdy::{Frame, Session};
 use crate::fixture::node::Options;
 
 /// Sends a request as it is and returns all that comes back.
@@ -154,20 +156,67 @@ fn privileged_a_container_that_ends_before_its_client_comes_is_told_on_the_strea
 }
 
 #[test]
-fn privileged_a_stream_on_which_nothing_moves_is_closed() {
+fn privileged_a_stream_on_which_no_data_moves_is_closed_however_alive_its_client_is() {
     let config = "[stream]\nidle_timeout = \"1s\"".to_owned();
     let ship = Ship::with(Options { config, ..Options::default() }, "idle").running("exec sleep 1000");
-    let url = ship.exec_url("io", &["sh", "-c", "echo begin; cat; sleep 1000"]);
+    let deaf = ["sh", "-c", "echo begin; exec sleep 1000"];
+    let url = ship.exec_url("io", &deaf);
     let begin = Instant::now();
+    let often = Duration::from_millis(50);
     ship.node.call(async {
         let mut client = Client::open(&url, V5).await;
         client.until(STDOUT, "begin").await;
-        client.finish().await
+        let Client { mut to, from } = client;
+        let pings = async {
+            while to.try_raw(Message::Ping(Vec::new().into())).await.is_ok() {
+                tokio::time::sleep(often).await;
+            }
+        };
+        tokio::join!(from.finish(), pings)
     });
-    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
+    let url = ship.exec_url("io", &deaf);
+    ship.node.call(async {
+        let mut session = Session::open(&url, "v4.channel.k8s.io", "io").await;
+        session.until("begin").await;
+        // The server pings back for as long as it is there.
+        let mut pings = 0;
+        while session.to.ping(1).await.is_ok() {
+            match session.next().await {
+                Some(Frame::Ping(_)) => pings += 1,
+                Some(_) => {}
+                None => break,
+            }
+            tokio::time::sleep(often).await;
+        }
+        assert!(pings > 1, "{pings}");
+    });
+    // Nor is a client whose input is stuck waited for.
+    let url = ship.exec_url("io", &deaf);
+    ship.node.call(async {
+        let mut client = Client::open(&url, V5).await;
+        client.until(STDOUT, "begin").await;
+        let (Client { mut to, from }, chunk) = (client, vec![7; 32 << 10]);
+        let stuff = async { while to.try_send(STDIN, &chunk).await.is_ok() {} };
+        tokio::join!(from.finish(), stuff)
+    });
+    assert!(begin.elapsed() >= Duration::from_secs(3), "{:?}", begin.elapsed());
     // A client that says nothing from the start is not waited for longer either.
     ship.node.call(async {
         let mut stream = TcpStream::connect(address(&url)).await.expect("the server listens");
         stream.read_to_end(&mut Vec::new()).await.ok();
     });
+    // Data alone keeps a stream open: of the command, and of the client.
+    let url = ship.exec_url("oe", &["sh", "-c", "for n in 1 2 3 4 5 6; do sleep 0.4; echo $n; done; exit 9"]);
+    assert_eq!(ship.node.call(async { Client::open(&url, V5).await.finish().await }).code(), 9);
+    let url = ship.exec_url("io", &["sh", "-c", "wc -c"]);
+    let outcome = ship.node.call(async {
+        let mut client = Client::open(&url, V5).await;
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            client.send(STDIN, b"x").await;
+        }
+        client.to.end(STDIN).await;
+        client.finish().await
+    });
+    assert_eq!(outcome.text().0, "6\n");
 }

@@ -119,10 +119,6 @@ impl To {
         self.try_data(stream, data, 0).await.expect("the connection lasts");
     }
 
-    pub(crate) async fn try_send(&mut self, stream: u32, data: &[u8]) -> std::io::Result<()> {
-        self.try_data(stream, data, 0).await
-    }
-
     /// The end of one direction of one stream.
     pub(crate) async fn end(&mut self, stream: u32) {
         self.try_data(stream, b"", FIN).await.expect("the connection lasts");
@@ -245,10 +241,6 @@ impl Session {
 
     pub(crate) async fn send(&mut self, data: &[u8]) {
         self.to.send(self.stdin.expect("there is an input"), data).await;
-    }
-
-    pub(crate) async fn try_send(&mut self, data: &[u8]) -> std::io::Result<()> {
-        self.to.try_send(self.stdin.expect("there is an input"), data).await
     }
 
     pub(crate) async fn end_input(&mut self) {

@@ -17,12 +17,14 @@
 //!
 //! # Bounds
 //!
-//! Tickets wait for a minute, at most [`ticket`] says how many. Connections are bounded by [`server`]. Every queue between a pipe
+//! Tickets wait for a minute, at most [`ticket`] says how many. Connections are bounded by [`server`], those
+//! without a token by [`greeting`]. Every queue between a pipe
 //! and a socket is a few chunks long, so a slow client slows down its own command and nothing else.
 
 mod attach;
 mod exec;
 mod forward;
+mod greeting;
 mod handshake;
 mod idle;
 mod pump;

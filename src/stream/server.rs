@@ -13,10 +13,11 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::greeting::{Greeting, Greetings};
 use super::handshake::{Agreed, Answer, negotiate, refusal};
 use super::idle::Activity;
 use super::session::Client;
@@ -29,12 +30,8 @@ use crate::pod::Pods;
 /// Streams at a time. Each holds a few descriptors and buffers; further ones are refused, and keep their tokens.
 const STREAMS_MAX: usize = 1024;
 
-/// Connections at a time that have shown no token yet, which any process of this machine can make; further ones wait in the
-/// kernel's queue. They take no place from streams.
-const GREETINGS_MAX: usize = 256;
-
 /// For TLS, and then for the request and its answer. Our clients are on this machine or near it and take some
-/// milliseconds; what is silent keeps others waiting for no longer than this.
+/// milliseconds.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes of all request headers. hyper refuses more with 431.
@@ -105,22 +102,20 @@ impl Server {
 
     /// Serves until `stop`, then closes every connection and returns when all their work has ended.
     pub(crate) async fn serve(self, stop: CancellationToken) {
-        let (greetings, places) = (Semaphore::new(GREETINGS_MAX), Semaphore::new(STREAMS_MAX));
-        let (greetings, places, work) = (Arc::new(greetings), Arc::new(places), TaskTracker::new());
+        let (greetings, work) = (Greetings::default(), TaskTracker::new());
+        let places = Arc::new(Semaphore::new(STREAMS_MAX));
         loop {
-            let greeting = Arc::clone(&greetings).acquire_owned();
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = async { (greeting.await, self.listener.accept().await) } => accepted,
+                accepted = self.listener.accept() => accepted,
             };
-            let (greeting, stream) = match accepted {
-                (Ok(greeting), Ok((stream, _))) => (greeting, stream),
-                (_, Err(error)) => {
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection for a stream");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
-                (Err(_), _) => unreachable!("the semaphore is never closed"),
             };
             let connection = Connection {
                 streams: self.streams.clone(),
@@ -129,7 +124,7 @@ impl Server {
                 places: Arc::clone(&places),
                 stop: stop.clone(),
             };
-            work.spawn(connection.serve(stream, greeting));
+            work.spawn(connection.serve(stream, greetings.begin()));
         }
         drop(self.listener);
         work.close();
@@ -149,21 +144,21 @@ struct Connection {
 }
 
 impl Connection {
-    /// `greeting` is held until the client has shown a token.
-    async fn serve(self, stream: TcpStream, greeting: OwnedSemaphorePermit) {
+    async fn serve(self, stream: TcpStream, greeting: Greeting) {
         // Keystrokes and their echoes are small and must not wait for each other.
         stream.set_nodelay(true).ok();
         match self.tls.clone() {
-            None => self.http(stream, greeting).await,
+            None => self.http(stream, &greeting).await,
             Some(tls) => {
                 let config = crate::task::blocking(move || tls.current()).await;
                 let accept = tokio_rustls::TlsAcceptor::from(config).accept(stream);
                 let accepted = tokio::select! {
                     accepted = tokio::time::timeout(HELLO_WAIT, accept) => accepted,
+                    () = greeting.displaced() => return displaced(),
                     () = self.stop.cancelled() => return,
                 };
                 match accepted {
-                    Ok(Ok(stream)) => self.http(stream, greeting).await,
+                    Ok(Ok(stream)) => self.http(stream, &greeting).await,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a client of the streaming server failed at TLS")
                     }
@@ -174,18 +169,17 @@ impl Connection {
     }
 
     /// One request, and what becomes of its connection.
-    async fn http(
-        self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        greeting: OwnedSemaphorePermit,
-    ) {
+    async fn http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, greeting: &Greeting) {
         let (stop, idle_timeout) = (self.stop.clone(), self.idle_timeout);
         let activity = Activity::begin();
         // What an upgraded connection is for.
         let begun = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| {
             let (answer, work) = match self.answer(request, activity.clone()) {
-                Ok((answer, work)) => (answer, Some(work)),
+                Ok((answer, work)) => {
+                    greeting.over();
+                    (answer, Some(work))
+                }
                 Err(refusal) => (*refusal, None),
             };
             // One connection carries one stream: after an upgrade there is no second request, and after a refusal none.
@@ -208,9 +202,9 @@ impl Connection {
                         return;
                     }
                 },
+                () = greeting.displaced() => return displaced(),
                 () = stop.cancelled() => return,
             }
-            drop(greeting);
             let work = lock(&begun).take();
             if let Some(work) = work {
                 work.await;
@@ -222,6 +216,10 @@ impl Connection {
             () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_WAIT).await } => {}
         }
     }
+}
+
+fn displaced() {
+    tracing::debug!("a client of the streaming server gives way to newer ones: it has shown no token");
 }
 
 type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

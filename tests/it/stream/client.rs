@@ -49,7 +49,7 @@ pub(crate) type Refusal = (u16, String);
 
 /// Where a URL leads.
 pub(crate) fn address(url: &str) -> &str {
-    url.strip_prefix("http://").and_then(|rest| rest.split('/').next()).expect("http://ADDRESS/…")
+    url.split_once("://").and_then(|(_, rest)| rest.split('/').next()).expect("http://ADDRESS/… or https://")
 }
 
 /// The socket of a WebSocket with this subprotocol; an empty one is not named.

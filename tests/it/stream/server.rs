@@ -10,12 +10,15 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 use super::Ship;
 use super::client::{Client, STDIN, STDOUT, V5, address, websocket};
 use super::spdy::{Frame, Session};
-use crate::fixture::node::Options;
+use crate::fixture::node::{Options, eventually};
+
+/// Port-forward that needs no port.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
 /// Sends a request as it is and returns all that comes back.
-async fn say(url: &str, request: &str) -> String {
+async fn say(url: &str, request: impl AsRef<[u8]>) -> String {
     let mut stream = TcpStream::connect(address(url)).await.expect("the server listens");
-    stream.write_all(request.as_bytes()).await.expect("the connection lasts");
+    stream.write_all(request.as_ref()).await.expect("the connection lasts");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok();
     String::from_utf8_lossy(&answer).into_owned()
@@ -90,26 +93,41 @@ fn privileged_a_request_that_asks_for_no_stream_is_refused_and_the_connection_cl
 #[test]
 fn privileged_nonsense_instead_of_spdy_ends_the_connection() {
     let ship = Ship::sleeping("", "nonsense");
-    for nonsense in [
-        // No frame at all, a frame that is too long, a stream with headers that are no zlib.
-        "HELLO, IS ANYBODY THERE?\r\n\r\n".to_owned(),
-        "\u{0}\u{0}\u{0}\u{1}\u{1}\u{7f}\u{7f}\u{7f}".to_owned(),
-        "\u{1}".repeat(64),
+    for (what, nonsense) in [
+        ("another version", &[0x80, 2, 0, 1, 0, 0, 0, 4, 0, 0, 0, 1][..]),
+        ("a control frame of 16 MiB", &[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]),
+        (
+            "a stream whose headers are no zlib",
+            &[0x80, 3, 0, 1, 0, 0, 0, 14, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9],
+        ),
+        ("a ping without a number", &[0x80, 3, 0, 6, 0, 0, 0, 0]),
     ] {
         let url = ship.exec_url("oe", &["sleep", "1000"]);
-        let answer = ship.node.call(say(
-            &url,
-            &format!(
-                "POST {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-                 X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n{nonsense}",
-                path(&url)
-            ),
-        ));
-        assert!(answer.starts_with("HTTP/1.1 101"), "{nonsense:?}: {answer}");
+        let upgrade = format!(
+            "POST {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+             X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n",
+            path(&url)
+        );
+        // The client waits for the end of the connection, and says none.
+        let answer = ship.node.call(say(&url, [upgrade.as_bytes(), nonsense].concat()));
+        assert!(answer.starts_with("HTTP/1.1 101"), "{what}: {answer}");
     }
+    assert!(!ship.node.log().contains("did not open its streams"), "it ended at once");
     // The command never began, since the streams were never there.
     let running = ship.node.output(&ship.container, "ps | grep -c '[s]leep 1000'");
     assert_eq!(running.trim(), "1");
+}
+
+#[test]
+fn privileged_a_client_that_opens_only_some_streams_is_not_waited_for() {
+    let config = "[stream]\nidle_timeout = \"1s\"".to_owned();
+    let ship = Ship::with(Options { config, ..Options::default() }, "half-open").running("exec sleep 1000");
+    let url = ship.exec_url("ioe", &["touch", "/began"]);
+    ship.node.call(async {
+        let mut session = Session::open(&url, "v4.channel.k8s.io", "o").await;
+        while session.next().await.is_some() {}
+    });
+    assert_ne!(ship.node.exec(&ship.container, &["ls", "/began"]).exit_code, 0);
 }
 
 #[test]
@@ -120,6 +138,44 @@ fn privileged_a_thousand_urls_wait_and_no_more() {
     }
     let refused = ship.try_exec_url("oe", &["true"]).expect_err("the thousand and first");
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+}
+
+#[test]
+fn privileged_a_crowd_without_tokens_keeps_nobody_out() {
+    let ship = Ship::sleeping("", "crowd");
+    let url = ship.exec_url("oe", &["echo", "let in"]);
+    let mut crowd = ship.node.call(async {
+        let mut crowd = Vec::new();
+        for _ in 0..300 {
+            crowd.push(TcpStream::connect(address(&url)).await.expect("the server listens"));
+        }
+        crowd
+    });
+    let outcome = ship.node.call(async { Client::open(&url, V5).await.finish().await });
+    assert_eq!(outcome.text().0, "let in\n");
+    // 256 may be there at a time, and that one was the 301st.
+    assert_eq!(ship.node.call(crowd[0].read(&mut [0])).expect("an end"), 0);
+    assert!(
+        !ship.node.log().contains("was silent at HTTP"),
+        "the oldest gave way before it had waited long enough"
+    );
+    assert_eq!(ship.node.log().matches("gives way to newer ones").count(), 45);
+}
+
+#[test]
+fn privileged_with_all_streams_open_another_is_told_and_keeps_its_token() {
+    // One descriptor each, here and in the daemon, which inherits the limit.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("up to the hard limit");
+    let ship = Ship::pod("", "full");
+    let open = |url: &str| ship.node.call(websocket(url, TUNNEL));
+    let mut streams: Vec<_> = (0..1024).map(|_| open(&ship.forward_url(&[])).expect("a place")).collect();
+    let url = ship.forward_url(&[]);
+    let (status, text) = open(&url).expect_err("there is no place");
+    assert_eq!((status, text.as_str()), (503, "1024 streams are open already; close some and try again\n"));
+    streams.truncate(1023);
+    eventually(|| open(&url).ok());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Ship;
+use super::client::address;
 use super::server::path;
 use crate::cli::brig_on;
 use crate::fixture::node::{Options, eventually};
@@ -55,8 +56,7 @@ async fn over_tls(
             builder.with_client_auth_cert(vec![certificate], key).expect("a certificate")
         }
     };
-    let address = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("https://");
-    let stream = TcpStream::connect(address).await.expect("the server listens");
+    let stream = TcpStream::connect(address(url)).await.expect("the server listens");
     let name = ServerName::try_from("127.0.0.1").expect("a name");
     let mut stream =
         tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await?;
@@ -129,6 +129,33 @@ fn privileged_tls_wants_a_client_certificate_and_takes_new_files_as_they_come() 
     let answer = ask(&others, Some(clients.issue("kubelet"))).expect("TLS with the new certificate");
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     eventually(|| ship.node.log().contains("keeps its former certificate").then_some(()));
+}
+
+#[test]
+fn privileged_a_daemon_that_stops_waits_for_no_hello() {
+    let (files, servers, clients) = (Files::new(), Authority::new(), Authority::new());
+    files.put_pair("server", servers.issue("127.0.0.1"));
+    files.put("clients.pem", &clients.pem());
+    let options = Options { config: files.config(), ..Options::default() };
+    let mut ship = Ship::with(options, "tls-stop").running("exec sleep 1000");
+    let url = ship.exec_url("oe", &["true"]);
+    let (mut silent, mut halfway) = ship.node.call(async {
+        let connect = || async { TcpStream::connect(address(&url)).await.expect("the server listens") };
+        let (silent, mut halfway) = (connect().await, connect().await);
+        // The head of a handshake and of the client's hello, which would have 512 bytes.
+        halfway.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]).await.expect("the connection lasts");
+        (silent, halfway)
+    });
+    // Connections are accepted as they come: once this one is served, the two are waited for.
+    ship.node.call(over_tls(&url, &servers, Some(clients.issue("kubelet")))).expect("TLS");
+    ship.node.stop_brigd();
+    assert!(!ship.node.log().contains("was silent at TLS"), "they were waited for to the end");
+    for stream in [&mut silent, &mut halfway] {
+        let mut rest = Vec::new();
+        ship.node.call(stream.read_to_end(&mut rest)).ok();
+        assert_eq!(rest, b"");
+    }
+    ship.node.restart_brigd();
 }
 
 /// Exit code, stdout and stderr.

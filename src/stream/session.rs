@@ -125,14 +125,14 @@ impl Sink {
 
 /// The connection below the streams.
 #[derive(Debug)]
-pub(super) enum Connection {
+enum Connection {
     Spdy(spdy::Connection, spdy::Incoming),
     WebSocket(websocket::Channels),
 }
 
 impl Connection {
     /// Returns when the client is gone. Cancel-safe.
-    pub(super) async fn gone(&mut self) {
+    async fn gone(&mut self) {
         match self {
             Self::Spdy(_, incoming) => {
                 // Streams beyond those of the session have no meaning.
@@ -145,7 +145,7 @@ impl Connection {
     }
 
     /// Sends what is still to be sent and closes.
-    pub(super) async fn close(self) {
+    async fn close(self) {
         match self {
             Self::Spdy(connection, _) => connection.close().await,
             Self::WebSocket(channels) => channels.close().await,
@@ -175,35 +175,43 @@ pub(super) enum Outcome {
 /// A client with all its streams open.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub connection: Connection,
+    connection: Connection,
+    streams: Streams,
+    end: End,
+}
+
+/// A client's ends of all streams but the last one to speak.
+#[derive(Debug)]
+pub(super) struct Streams {
     pub stdin: Option<Source>,
     pub stdout: Option<Sink>,
     pub stderr: Option<Sink>,
     pub resize: Option<Source>,
-    pub end: End,
 }
 
 /// The error stream.
 #[derive(Debug)]
-pub(super) struct End {
+struct End {
     sink: Sink,
     verdict: Verdict,
+    /// For sentences about what failed.
+    doing: &'static str,
 }
 
 impl End {
     /// Tells a WebSocket client that the command runs or that it is attached: an empty message on the first channel that
     /// it can read. Other runtimes send it too, when the streams are open. SPDY has the replies to its streams for that.
-    pub(super) async fn ready(&mut self, stdout: Option<&mut Sink>, stderr: Option<&mut Sink>) {
-        let first = stdout.or(stderr).unwrap_or(&mut self.sink);
+    async fn ready(&mut self, streams: &mut Streams) {
+        let first = streams.stdout.as_mut().or(streams.stderr.as_mut()).unwrap_or(&mut self.sink);
         if matches!(first.to, Sender::WebSocket(_)) {
             first.send(Bytes::new()).await.ok();
         }
     }
 
     /// Tells the client how it ended, and closes. A client that is gone, or that reads nothing, does not hear it.
-    pub(super) async fn goodbye(mut self, connection: Connection, outcome: &Outcome) {
+    async fn goodbye(mut self, connection: Connection, outcome: &Outcome) {
         let goodbye = async {
-            if let Some(text) = self.verdict.text(outcome) {
+            if let Some(text) = self.verdict.text(self.doing, outcome) {
                 self.sink.send(text.into()).await.ok();
             }
             self.sink.finish().await.ok();
@@ -220,9 +228,9 @@ impl Verdict {
 
     /// The objects are those that `kubectl` and client-go take apart: `NonZeroExitCode` with a cause `ExitCode`, or an
     /// internal error (k8s.io/apimachinery pkg/util/remotecommand, pkg/api/errors).
-    fn text(self, outcome: &Outcome) -> Option<String> {
+    fn text(self, doing: &str, outcome: &Outcome) -> Option<String> {
         let failed = |code: i32| format!("command terminated with non-zero exit code: exit status {code}");
-        let cause = |message: &str| format!("error executing command in container: {message}");
+        let cause = |message: &str| format!("error {doing} container: {message}");
         let error = |message: &str| format!("Internal error occurred: {}", cause(message));
         let status = match (self, outcome) {
             (Self::Text, Outcome::Success) => return None,
@@ -251,11 +259,13 @@ impl Verdict {
 
 impl Session {
     /// Opens the streams of a client that has just been upgraded. `None` when it did not open those it asked for.
-    pub(super) async fn open(client: Client, wanted: Wanted) -> Option<Self> {
+    ///
+    /// `doing` is for the sentence "error … container" when it fails, in the words of other runtimes.
+    pub(super) async fn open(client: Client, wanted: Wanted, doing: &'static str) -> Option<Self> {
         let Client { agreed, io, activity } = client;
         match agreed {
             Agreed::Spdy(protocol) => {
-                let opened = Self::over_spdy(protocol, wanted, io, &activity);
+                let opened = Self::over_spdy(protocol, wanted, doing, io, &activity);
                 match tokio::time::timeout(STREAMS_WAIT, opened).await {
                     Ok(session) => session,
                     Err(_) => {
@@ -264,13 +274,41 @@ impl Session {
                     }
                 }
             }
-            Agreed::WebSocket(protocol) => Some(Self::over_websocket(protocol, wanted, io, &activity).await),
+            Agreed::WebSocket(protocol) => {
+                Some(Self::over_websocket(protocol, wanted, doing, io, &activity).await)
+            }
         }
+    }
+
+    /// Tells the client that there is nothing to serve it with, and closes.
+    pub(super) async fn refuse(self, reason: String) {
+        self.end.goodbye(self.connection, &Outcome::Error(reason)).await;
+    }
+
+    /// Tells the client that it is served, and by `carry` moves bytes to an outcome, which it is told too; or until it is
+    /// gone, at which `carry` is dropped.
+    pub(super) async fn serve<Carry>(self, carry: impl FnOnce(Streams) -> Carry)
+    where
+        Carry: Future<Output = io::Result<Outcome>>,
+    {
+        let Self { mut connection, mut streams, mut end } = self;
+        end.ready(&mut streams).await;
+        let outcome = tokio::select! {
+            outcome = carry(streams) => outcome,
+            () = connection.gone() => {
+                tracing::debug!("a client left while {} a container", end.doing);
+                return;
+            }
+        };
+        let outcome =
+            outcome.unwrap_or_else(|error| Outcome::Error(format!("cannot watch its streams: {error}")));
+        end.goodbye(connection, &outcome).await;
     }
 
     async fn over_spdy(
         protocol: &str,
         wanted: Wanted,
+        doing: &'static str,
         io: TokioIo<Upgraded>,
         activity: &Activity,
     ) -> Option<Self> {
@@ -303,11 +341,13 @@ impl Session {
         let sink = |stream: spdy::Stream| Sink::spdy(stream.split().0, activity);
         let source = |stream: spdy::Stream| Source::spdy(stream.split().1, activity);
         Some(Self {
-            stdin: stdin.map(source),
-            stdout: stdout.map(sink),
-            stderr: stderr.map(sink),
-            resize: resize.map(source),
-            end: End { sink: sink(error?), verdict: Verdict::of(protocol) },
+            streams: Streams {
+                stdin: stdin.map(source),
+                stdout: stdout.map(sink),
+                stderr: stderr.map(sink),
+                resize: resize.map(source),
+            },
+            end: End { sink: sink(error?), verdict: Verdict::of(protocol), doing },
             connection: Connection::Spdy(connection, incoming),
         })
     }
@@ -315,6 +355,7 @@ impl Session {
     async fn over_websocket(
         protocol: &str,
         wanted: Wanted,
+        doing: &'static str,
         io: TokioIo<Upgraded>,
         activity: &Activity,
     ) -> Self {
@@ -331,11 +372,13 @@ impl Session {
         let to = |channel| Sink::websocket(channels.sender(channel), activity);
         let sink = |wanted: bool, channel| wanted.then(|| to(channel));
         Self {
-            stdin,
-            stdout: sink(wanted.stdout, STDOUT),
-            stderr: sink(wanted.stderr, STDERR),
-            resize,
-            end: End { sink: to(ERROR), verdict: Verdict::of(protocol) },
+            streams: Streams {
+                stdin,
+                stdout: sink(wanted.stdout, STDOUT),
+                stderr: sink(wanted.stderr, STDERR),
+                resize,
+            },
+            end: End { sink: to(ERROR), verdict: Verdict::of(protocol), doing },
             connection: Connection::WebSocket(channels),
         }
     }
@@ -348,7 +391,7 @@ mod tests {
     #[test]
     fn the_end_is_told_as_clients_take_it_apart() {
         let status = |outcome| -> serde_json::Value {
-            serde_json::from_str(&Verdict::Status.text(&outcome).unwrap()).unwrap()
+            serde_json::from_str(&Verdict::Status.text("testing a", &outcome).unwrap()).unwrap()
         };
         assert_eq!(status(Outcome::Success), json!({"metadata": {}, "status": "Success"}));
         let failed = status(Outcome::ExitCode(42));
@@ -356,11 +399,12 @@ mod tests {
         assert_eq!(failed["details"]["causes"][0], json!({"reason": "ExitCode", "message": "42"}));
         let error = status(Outcome::Error("no such file".into()));
         assert_eq!((&error["reason"], &error["code"]), (&json!("InternalError"), &json!(500)));
-        assert!(error["message"].as_str().unwrap().ends_with("no such file"));
+        assert_eq!(error["message"], "Internal error occurred: error testing a container: no such file");
+        assert_eq!(error["details"]["causes"][0]["message"], "error testing a container: no such file");
 
         assert_eq!(Verdict::of("v3.channel.k8s.io"), Verdict::Text);
         assert_eq!(Verdict::of("v5.channel.k8s.io"), Verdict::Status);
-        assert_eq!(Verdict::Text.text(&Outcome::Success), None);
-        assert!(Verdict::Text.text(&Outcome::ExitCode(3)).unwrap().ends_with("exit status 3"));
+        assert_eq!(Verdict::Text.text("", &Outcome::Success), None);
+        assert!(Verdict::Text.text("", &Outcome::ExitCode(3)).unwrap().ends_with("exit status 3"));
     }
 }

@@ -95,6 +95,8 @@ async fn carry(
     Ok(tokio::select! {
         whole = whole => whole.map_or_else(|cut| cut, |_| Outcome::Success),
         () = stop.cancelled() => {
+            // A client that would still type is not at its end.
+            control.leave();
             Outcome::Error("brigd is stopping; the container goes on".to_owned())
         }
         _ = idle => unreachable!("sizes never end"),

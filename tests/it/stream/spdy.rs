@@ -3,6 +3,7 @@
 //! Headers are packed without SPDY's dictionary, which zlib leaves to the sender, and those of replies are not looked at.
 //! crictl and critest bring the dictionary to the same server.
 
+use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Compress, Compression, FlushCompress};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,7 +27,7 @@ pub(crate) enum Frame {
     /// All or a piece of a frame; `end` says that the stream gets no more.
     Data {
         stream: u32,
-        data: Vec<u8>,
+        data: Bytes,
         end: bool,
     },
     /// The stream is accepted.
@@ -56,7 +57,7 @@ pub(crate) struct To {
 /// What comes.
 pub(crate) struct From {
     socket: OwnedReadHalf,
-    buffer: Vec<u8>,
+    buffer: BytesMut,
     /// Of the data frame that is being read: its stream, what is missing, and whether it is the last.
     data: Option<(u32, usize, bool)>,
 }
@@ -89,7 +90,7 @@ impl Spdy {
         let (from, to) = socket.into_split();
         Ok(Self {
             to: To { socket: to, deflate: Compress::new(Compression::default(), true), next: 1 },
-            from: From { socket: from, buffer: Vec::new(), data: None },
+            from: From { socket: from, buffer: BytesMut::new(), data: None },
         })
     }
 }
@@ -155,8 +156,7 @@ impl From {
                 && (missing == 0 || !self.buffer.is_empty())
             {
                 let length = missing.min(self.buffer.len());
-                let rest = self.buffer.split_off(length);
-                let data = std::mem::replace(&mut self.buffer, rest);
+                let data = self.buffer.split_to(length).freeze();
                 let whole = length == missing;
                 self.data = (!whole).then_some((stream, missing - length, last));
                 return Some(Frame::Data { stream, data, end: whole && last });
@@ -186,7 +186,7 @@ impl From {
         let (flags, length) = ((second >> 24) as u8, (second & 0x00ff_ffff) as usize);
         if first >> 31 == 0 {
             self.data = Some((first, length, flags & FIN != 0));
-            self.buffer.drain(..8);
+            self.buffer.advance(8);
             return None;
         }
         if self.buffer.len() < 8 + length {
@@ -199,7 +199,7 @@ impl From {
             GOAWAY => Frame::GoAway,
             kind => Frame::Other(kind),
         };
-        self.buffer.drain(..8 + length);
+        self.buffer.advance(8 + length);
         Some(frame)
     }
 }

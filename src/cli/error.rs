@@ -38,8 +38,15 @@ pub(super) enum CliError {
         #[source]
         source: io::Error,
     },
-    #[error("the streams of brigd at {0} are encrypted, which brig does not speak; use crictl or kubectl")]
-    StreamTls(String),
+    #[error("cannot agree on TLS with the streams of brigd at {address}; {remedy}")]
+    StreamTls {
+        address: String,
+        remedy: &'static str,
+        #[source]
+        source: rustls::Error,
+    },
+    #[error(transparent)]
+    Tls(#[from] crate::stream::tls::TlsError),
     #[error("{0}")]
     Stream(String),
     #[error("lost the connection to brigd before the end was known; what ran in the pod may go on")]

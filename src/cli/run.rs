@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::client::Client;
 use super::error::CliError;
 use super::logs::{self, LogReader, Printer};
-use super::stream::{self, Ended, Interactive, Session};
+use super::stream::{self, Ended, Interactive, Session, TlsArgs};
 use super::{image, lifecycle, output};
 use crate::container::bundle::{MASKED, READONLY};
 use crate::id::PodId;
@@ -72,6 +72,8 @@ pub(super) struct RunArgs {
     /// Where logs of pods go, one folder each.
     #[arg(long, env = "BRIG_LOG_DIR", default_value = "/var/log/brig", value_name = "DIR")]
     log_dir: PathBuf,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// The image, pulled when it is missing.
     image: String,
     /// The command and its arguments, instead of the image's.
@@ -101,7 +103,7 @@ pub(super) async fn run(client: Client, mut args: RunArgs) -> Result<ExitCode, C
     })?;
 
     let Interactive { stdin, tty } = args.interactive;
-    let attach = ((stdin || tty) && !args.detach).then_some(args.interactive);
+    let attach = ((stdin || tty) && !args.detach).then_some((args.interactive, &args.tls));
     let started = start(&client, &request, &args.handler, attach).await;
     let (pod, container, session) = match started {
         Ok(ids) => ids,
@@ -148,7 +150,7 @@ async fn start(
     client: &Client,
     request: &Request,
     handler: &str,
-    attach: Option<Interactive>,
+    attach: Option<(Interactive, &TlsArgs)>,
 ) -> Result<(String, String, Option<Session>), CliError> {
     let mut runtime = client.runtime.clone();
     let pod = runtime
@@ -172,7 +174,9 @@ async fn start(
         // Before the start, so that nothing is missed.
         let session = match attach {
             None => None,
-            Some(interactive) => Some(stream::attached(client, &container_id, interactive).await?),
+            Some((interactive, tls)) => {
+                Some(stream::attached(client, &container_id, tls, interactive).await?)
+            }
         };
         let start = v1::StartContainerRequest { container_id: container_id.clone() };
         runtime.start_container(start).await.map_err(CliError::refused("start the container"))?;

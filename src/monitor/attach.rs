@@ -8,7 +8,7 @@
 //!
 //! The monitor copies, so that several clients see the same, and so that none of them can hold up the container: what a
 //! client does not take at once waits in a bounded buffer, and when that is full the client is cut. If this daemon ends,
-//! its pipes break, and the monitor forgets its clients.
+//! its pipes break, and the monitor forgets its clients. That is no end of their input: only this daemon's word is.
 
 use std::os::fd::OwnedFd;
 
@@ -20,9 +20,8 @@ use super::wire::{Attach, Reply, Request};
 
 pub(crate) use super::client::AttachEnd;
 
-/// A client at the streams of a container: our ends of its pipes, which do not block. Dropping it detaches.
-///
-/// A closed `stdin` is the end of the client's input.
+/// A client at the streams of a container: our ends of its pipes, which do not block. Dropping it detaches, and is the end
+/// of the client's input.
 #[derive(Debug)]
 pub(crate) struct AttachSession {
     pub stdin: Option<OwnedFd>,
@@ -80,11 +79,20 @@ impl AttachControl {
     }
 
     /// The client has ended its input: what was written to the session's `stdin` is the last of it. Closes the input of
-    /// a container that wants it once; a terminal stays open, it has no end but a hangup. Closing `stdin` does the same.
+    /// a container that wants it once; a terminal stays open, it has no end but a hangup. Closing `stdin` says nothing.
     pub(crate) async fn finish_stdin(&self) {
         let request = Request::FinishStdin { attach: self.name.clone() };
         if let Err(error) = self.monitor.done("finish stdin", &self.container, request, Vec::new()).await {
             tracing::debug!(container = self.container, error = %crate::task::chain(&error), "cannot end the input of a client");
+        }
+    }
+}
+
+impl AttachControl {
+    /// Goes without a word: this daemon ends, and its client has said no end. The monitor notices by our connection.
+    pub(crate) fn leave(&self) {
+        if let Ok(inner) = self.monitor.inner() {
+            inner.forget_attach(&self.name);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::io::{MESSAGE_MAX, Streams, dev_null, output_pipe, tail};
+use super::io::{Gone, MESSAGE_MAX, Streams, dev_null, output_pipe, tail};
 use super::log::LogFile;
 use super::reap::{self, End, OomWatch};
 use super::serve::ReplyTo;
@@ -241,7 +241,7 @@ impl Supervisor {
                 return Ok(Some(Reply::Done));
             }
             Request::Detach { attach } => {
-                self.detach(|client| client.attach == attach);
+                self.detach(Gone::Left, |client| client.attach == attach);
                 return Ok(Some(Reply::Done));
             }
             Request::Unknown => return Err(Failure::Unsupported),
@@ -421,14 +421,14 @@ impl Supervisor {
     }
 
     /// Forgets clients.
-    pub(super) fn detach(&mut self, gone: impl Fn(&Client) -> bool) {
+    pub(super) fn detach(&mut self, gone: Gone, is_gone: impl Fn(&Client) -> bool) {
         for container in &mut self.containers {
             let streams = &mut container.streams;
-            while let Some(client) = streams.clients.iter().position(&gone) {
-                streams.detach(client, &mut self.buffers);
+            while let Some(client) = streams.clients.iter().position(&is_gone) {
+                streams.detach(client, gone, &mut self.buffers);
             }
         }
-        self.leaving.retain(|client| !gone(client));
+        self.leaving.retain(|client| !is_gone(client));
     }
 
     fn kill(

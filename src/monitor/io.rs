@@ -21,7 +21,7 @@ pub(super) struct Streams {
     log: Option<LogFile>,
     /// Held open so that the container does not see an end. None with a terminal.
     stdin: Option<OwnedFd>,
-    /// The first client whose input ends closes `stdin`.
+    /// The first client that ends its input, or goes, closes `stdin`.
     stdin_once: bool,
     /// One source, which is written to as well.
     terminal: bool,
@@ -64,6 +64,15 @@ impl Buffers {
     pub(super) fn release(&mut self) {
         *self = Self::default();
     }
+}
+
+/// How a client went away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// By itself, as its daemon says.
+    Left,
+    /// With its daemon, which may have been killed. The next daemon brings the client back, who goes on where it was.
+    Lost,
 }
 
 /// What is left of a stream after a read.
@@ -210,12 +219,18 @@ impl Streams {
         }
     }
 
-    /// Takes the last of a client's input, as far as the container takes it now, and forgets the client.
-    pub(super) fn detach(&mut self, client: usize, buffers: &mut Buffers) {
-        if self.clients[client].finish_input() {
-            self.pass_input(client, buffers);
-            if self.clients[client].finish_input() {
-                self.input_ended();
+    /// Takes the last of a client's input, as far as the container takes it now, and forgets the client. That ends the
+    /// client's input, unless it was lost.
+    pub(super) fn detach(&mut self, client: usize, gone: Gone, buffers: &mut Buffers) {
+        match gone {
+            Gone::Lost => self.pass_input(client, buffers),
+            Gone::Left => {
+                if self.clients[client].finish_input() {
+                    self.pass_input(client, buffers);
+                    if self.clients[client].finish_input() {
+                        self.input_ended();
+                    }
+                }
             }
         }
         self.clients.remove(client);

@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::driver::{Container, Exec, Job};
-use self::io::Buffers;
+use self::io::{Buffers, Gone};
 use self::namespaces::Pins;
 use self::reap::End;
 use self::serve::{Connection, ReplyTo};
@@ -387,7 +387,7 @@ impl Supervisor {
         if self.connections.iter().any(|connection| connection.broken) {
             self.connections.retain(|connection| !connection.broken);
             let left: Vec<u64> = self.connections.iter().map(|connection| connection.id).collect();
-            self.detach(|client| !left.contains(&client.connection));
+            self.detach(Gone::Lost, |client| !left.contains(&client.connection));
         }
     }
 

@@ -60,10 +60,11 @@ struct Sink {
 
 #[derive(Debug)]
 struct Input {
-    pipe: OwnedFd,
+    /// `None` once nobody can write to it any more. That says nothing about the client: its daemon may have been killed.
+    pipe: Option<OwnedFd>,
     /// Read, and not taken by the container yet; at most one read.
     unsent: Vec<u8>,
-    /// What is in the pipe is all that will come.
+    /// The client has said that what is in the pipe is all that will come.
     last: bool,
 }
 
@@ -72,7 +73,7 @@ struct Input {
 pub(super) enum Passed {
     /// All that there is now, or all that the container takes now.
     Waiting,
-    /// To its end.
+    /// To its end, as the client has said.
     Ended,
     /// The container reads no more.
     Refused,
@@ -88,7 +89,7 @@ impl Client {
         stderr: Option<OwnedFd>,
     ) -> Self {
         let sink = |pipe| Sink { pipe, unsent: VecDeque::new() };
-        let input = stdin.map(|pipe| Input { pipe, unsent: Vec::new(), last: false });
+        let input = stdin.map(|pipe| Input { pipe: Some(pipe), unsent: Vec::new(), last: false });
         Self { attach, connection, end: None, input, stdout: stdout.map(sink), stderr: stderr.map(sink) }
     }
 
@@ -105,7 +106,8 @@ impl Client {
     /// What to wait for. Without interest in anything, poll(2) still tells of a client that has closed its end.
     pub(super) fn sources(&self) -> impl Iterator<Item = (Slot, BorrowedFd<'_>, PollFlags)> {
         let input = self.input.iter().filter(|input| input.unsent.is_empty());
-        let input = input.map(|input| (Slot::Input, input.pipe.as_fd(), PollFlags::IN));
+        let input =
+            input.filter_map(|input| Some((Slot::Input, input.pipe.as_ref()?.as_fd(), PollFlags::IN)));
         let sinks = [(Stream::Stdout, &self.stdout), (Stream::Stderr, &self.stderr)];
         let sinks = sinks.into_iter().filter_map(|(stream, sink)| Some((stream, sink.as_ref()?)));
         input.chain(sinks.map(|(stream, sink)| {
@@ -144,7 +146,7 @@ impl Client {
         passed
     }
 
-    /// No more will come than what is in the pipe now. False if there is no input, or none any more.
+    /// The client says that no more will come than what is in the pipe now. False if there is no input, or none any more.
     pub(super) fn finish_input(&mut self) -> bool {
         self.input.as_mut().map(|input| input.last = true).is_some()
     }
@@ -228,13 +230,16 @@ impl Input {
                 return Passed::Waiting;
             }
             self.unsent = Vec::new();
-            let read = match rustix::io::read(&self.pipe, &mut buffer[..READ_BYTES]) {
-                Ok(0) => return Passed::Ended,
-                Ok(read) => &buffer[..read],
-                Err(Errno::AGAIN) if self.last => return Passed::Ended,
-                Err(Errno::AGAIN) => return Passed::Waiting,
+            let nothing = if self.last { Passed::Ended } else { Passed::Waiting };
+            let Some(pipe) = &self.pipe else { return nothing };
+            let read = match rustix::io::read(pipe, &mut buffer[..READ_BYTES]) {
+                Ok(read @ 1..) => &buffer[..read],
                 Err(Errno::INTR) => continue,
-                Err(_) => return Passed::Ended,
+                Err(Errno::AGAIN) => return nothing,
+                Ok(0) | Err(_) => {
+                    self.pipe = None;
+                    return nothing;
+                }
             };
             match write(target, read) {
                 Ok(written) => self.unsent.extend_from_slice(&read[written..]),
@@ -384,14 +389,20 @@ mod tests {
     }
 
     #[test]
-    fn input_ends_when_its_client_or_the_container_goes() {
+    fn input_ends_when_its_client_says_so_or_the_container_goes_and_not_with_its_pipe() {
         let mut buffer = vec![0; READ_BYTES];
         let ((pipe_end, client_end), (container, target)) = (pipe(), pipe());
         let mut client = Client::new("a".into(), 0, Some(pipe_end), None, None);
         rustix::io::write(&client_end, b"last words").unwrap();
         drop(client_end);
-        assert_eq!(client.pass_input(target.as_fd(), &mut buffer), Passed::Ended);
+        for _ in 0..2 {
+            assert_eq!(client.pass_input(target.as_fd(), &mut buffer), Passed::Waiting);
+        }
+        assert_eq!(client.sources().count(), 0, "a pipe at its end is always ready");
         assert_eq!(take(&container, 64), b"last words");
+        assert!(client.finish_input());
+        assert_eq!(client.pass_input(target.as_fd(), &mut buffer), Passed::Ended);
+        assert!(!client.finish_input());
         let (pipe_end, client_end) = pipe();
         let mut client = Client::new("b".into(), 0, Some(pipe_end), None, None);
         drop(container);

@@ -537,11 +537,7 @@ fn the_first_client_whose_input_ends_closes_that_of_a_container_that_wants_it_on
 #[test]
 fn a_daemon_that_goes_takes_its_clients_along_and_the_container_goes_on() {
     let mut monitor = Fixture::new(Namespaces::default());
-    monitor.create_with_input(
-        "c",
-        "cat; until [ -e $(dirname $0)/go ]; do sleep 0.01; done; echo after",
-        true,
-    );
+    monitor.create_with_input("c", "cat; echo after", true);
     let quiet = monitor.descriptors();
     let daemon =
         std::os::unix::net::UnixStream::connect(monitor.dir.path().join("socket")).expect("connected");
@@ -551,14 +547,20 @@ fn a_daemon_that_goes_takes_its_clients_along_and_the_container_goes_on() {
     client.write(b"typed\n");
     assert_eq!(client.read(6), b"typed\n");
     // As the kernel does with all that a killed process has open.
+    client.write(b"unread\n");
     drop((client, std::mem::replace(&mut monitor.socket, mine)));
-    // It asks until it sees that the input of the container, its connection and the pipes are closed.
-    while monitor.descriptors() >= quiet {
+    // It asks until it sees that the daemon's connection and the pipes are closed.
+    while monitor.descriptors() > quiet {
         monitor.status();
     }
-    fs::write(monitor.dir.path().join("c/go"), "").expect("the container goes on");
+    // Nobody has ended the container's input: the next client goes on with it.
+    let mut client = monitor.attach("b", "c");
+    client.write(b"more\n");
+    assert_eq!(client.read(5), b"more\n");
+    assert_eq!(monitor.ask(Request::Detach { attach: "b".into() }, &[]), Reply::Done);
     assert_eq!(exited(monitor.event()), ("c".into(), 0, 0));
-    assert_eq!(monitor.log("c.log"), ["stdout F typed", "stdout F after"]);
+    let lines = ["stdout F typed", "stdout F unread", "stdout F more", "stdout F after"];
+    assert_eq!(monitor.log("c.log"), lines);
 }
 
 #[test]

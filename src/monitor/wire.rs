@@ -172,7 +172,7 @@ pub(crate) enum Request {
     FinishStdin {
         attach: String,
     },
-    /// Ends an attach; one that has ended is fine.
+    /// The client has gone: ends an attach, and its input with it. One that has ended is fine.
     Detach {
         attach: String,
     },
@@ -240,7 +240,8 @@ pub(crate) struct Exec {
 /// Descriptors: the client's ends of the streams that are marked here, in this order: the reading end of a pipe for
 /// stdin, the writing ends of pipes for stdout and stderr. A container with a terminal writes to stdout alone.
 ///
-/// The attach ends with the connection that it was asked for on.
+/// The attach ends with the connection that it was asked for on, but its input then does not: a daemon that is killed or
+/// stops says nothing about its clients, and neither does a broken pipe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attach {
     pub attach: String,

@@ -20,7 +20,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::{Agreed, Offer};
-use super::session::{STREAM_TYPE, Sink, Source};
+use super::idle::Activity;
+use super::session::{Client, STREAM_TYPE, Sink, Source};
 use super::websocket::TUNNEL;
 use super::{spdy, websocket};
 use crate::network::netns;
@@ -69,18 +70,14 @@ enum ForwardError {
 struct Target {
     pods: Pods,
     pod: String,
+    /// Of the client that wants them.
+    activity: Activity,
 }
 
 /// Serves a client that has just been upgraded, until it is gone.
-pub(super) async fn run(
-    pods: &Pods,
-    pod: &str,
-    ports: &[u16],
-    agreed: Agreed,
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    stop: &CancellationToken,
-) {
-    let target = Target { pods: pods.clone(), pod: pod.to_owned() };
+pub(super) async fn run(pods: &Pods, pod: &str, ports: &[u16], client: Client, stop: &CancellationToken) {
+    let Client { agreed, io, activity } = client;
+    let target = Target { pods: pods.clone(), pod: pod.to_owned(), activity };
     let work = async {
         match agreed {
             Agreed::Spdy(_) => over_spdy(target, io).await,
@@ -143,7 +140,9 @@ async fn over_spdy(target: Target, io: impl AsyncRead + AsyncWrite + Unpin + Sen
             let ((to, from), (error, _)) = (data.split(), error.split());
             let target = target.clone();
             work.spawn(async move {
-                forward(&target, port, full, Source::Spdy(from), Sink::Spdy(to), Sink::Spdy(error)).await;
+                let (from, to) = (Source::spdy(from, &target.activity), Sink::spdy(to, &target.activity));
+                let error = Sink::spdy(error, &target.activity);
+                forward(&target, port, full, from, to, error).await;
             });
         }
     }
@@ -191,13 +190,14 @@ async fn over_websocket(
     let (mut connection, receivers) = websocket::Channels::over(io, Role::Server, protocol, &inputs).await;
     let mut work = JoinSet::new();
     for ((channel, &port), from) in channels.zip(receivers) {
-        let [mut to, mut error] =
-            [channel, channel + 1].map(|channel| Sink::WebSocket(connection.sender(channel)));
+        let [mut to, mut error] = [channel, channel + 1]
+            .map(|channel| Sink::websocket(connection.sender(channel), &target.activity));
         for sink in [&mut to, &mut error] {
             sink.send(Bytes::copy_from_slice(&port.to_le_bytes())).await.ok();
         }
         let target = target.clone();
-        work.spawn(async move { forward(&target, port, false, Source::WebSocket(from), to, error).await });
+        let from = Source::websocket(from, &target.activity);
+        work.spawn(async move { forward(&target, port, false, from, to, error).await });
     }
     let over = async { while work.join_next().await.is_some() {} };
     let all_over = tokio::select! {
@@ -229,7 +229,7 @@ async fn forward(target: &Target, port: u16, full: bool, mut from: Source, mut t
 /// Moves bytes both ways. Each side may end its half first; but WebSocket cannot tell a client that the pod's half has ended,
 /// so there that is the end of the connection, as with other runtimes.
 async fn carry(stream: TcpStream, from: &mut Source, to: &mut Sink) {
-    let halves = matches!(from, Source::Spdy(_));
+    let halves = to.has_ends();
     let (mut read, mut write) = stream.into_split();
     let there = async {
         while let Some(piece) = from.recv().await {

@@ -12,17 +12,19 @@
 //! # Ends
 //!
 //! A client that goes away leaves its command running, as it does with other runtimes: the command sees the end of its
-//! input, a broken pipe or a hangup, and may go on. A connection on which nothing moves for `stream.idle_timeout` is
+//! input, a broken pipe or a hangup, and may go on. A connection on which no data moves for `stream.idle_timeout` is
 //! closed, which looks the same. Nothing here outlives its connection.
 //!
 //! # Bounds
 //!
-//! Tickets wait for a minute, at most [`ticket`] says how many. Connections are bounded by [`server`]. Every queue between a pipe
+//! Tickets wait for a minute, at most [`ticket`] says how many. Connections are bounded by [`server`], those
+//! without a token by [`greeting`]. Every queue between a pipe
 //! and a socket is a few chunks long, so a slow client slows down its own command and nothing else.
 
 mod attach;
 mod exec;
 mod forward;
+mod greeting;
 mod handshake;
 mod idle;
 mod pump;

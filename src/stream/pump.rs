@@ -38,6 +38,11 @@ impl Watched {
         Ok(Self(AsyncFd::with_interest(fd, interest)?))
     }
 
+    /// The same, where there is one.
+    pub(super) fn maybe(fd: Option<OwnedFd>, interest: Interest) -> io::Result<Option<Self>> {
+        fd.map(|fd| Self::new(fd, interest)).transpose()
+    }
+
     /// What there is, at most a chunk; `None` at the end. A terminal ends with EIO: nobody has its other side open.
     fn try_read(&self) -> io::Result<Option<Bytes>> {
         let mut chunk = Vec::with_capacity(CHUNK);

@@ -13,12 +13,14 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::greeting::{Greeting, Greetings};
 use super::handshake::{Agreed, Answer, negotiate, refusal};
-use super::idle::Idle;
+use super::idle::Activity;
+use super::session::Client;
 use super::ticket::Tickets;
 use super::tls::{Tls, TlsError, TlsFiles};
 use super::websocket::TUNNEL;
@@ -28,12 +30,8 @@ use crate::pod::Pods;
 /// Streams at a time. Each holds a few descriptors and buffers; further ones are refused, and keep their tokens.
 const STREAMS_MAX: usize = 1024;
 
-/// Connections at a time that have shown no token yet, which any process of this machine can make; further ones wait in the
-/// kernel's queue. They take no place from streams.
-const GREETINGS_MAX: usize = 256;
-
 /// For TLS, and then for the request and its answer. Our clients are on this machine or near it and take some
-/// milliseconds; what is silent keeps others waiting for no longer than this.
+/// milliseconds.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes of all request headers. hyper refuses more with 431.
@@ -51,7 +49,7 @@ pub(crate) struct Settings {
     /// Port 0 lets the kernel choose.
     pub listen: SocketAddr,
     pub tls: Option<TlsFiles>,
-    /// A connection on which nothing moves for so long is closed.
+    /// A connection on which no data moves for so long is closed.
     pub idle_timeout: Duration,
 }
 
@@ -104,22 +102,20 @@ impl Server {
 
     /// Serves until `stop`, then closes every connection and returns when all their work has ended.
     pub(crate) async fn serve(self, stop: CancellationToken) {
-        let (greetings, places) = (Semaphore::new(GREETINGS_MAX), Semaphore::new(STREAMS_MAX));
-        let (greetings, places, work) = (Arc::new(greetings), Arc::new(places), TaskTracker::new());
+        let (greetings, work) = (Greetings::default(), TaskTracker::new());
+        let places = Arc::new(Semaphore::new(STREAMS_MAX));
         loop {
-            let greeting = Arc::clone(&greetings).acquire_owned();
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = async { (greeting.await, self.listener.accept().await) } => accepted,
+                accepted = self.listener.accept() => accepted,
             };
-            let (greeting, stream) = match accepted {
-                (Ok(greeting), Ok((stream, _))) => (greeting, stream),
-                (_, Err(error)) => {
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection for a stream");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
-                (Err(_), _) => unreachable!("the semaphore is never closed"),
             };
             let connection = Connection {
                 streams: self.streams.clone(),
@@ -128,7 +124,7 @@ impl Server {
                 places: Arc::clone(&places),
                 stop: stop.clone(),
             };
-            work.spawn(connection.serve(stream, greeting));
+            work.spawn(connection.serve(stream, greetings.begin()));
         }
         drop(self.listener);
         work.close();
@@ -148,21 +144,21 @@ struct Connection {
 }
 
 impl Connection {
-    /// `greeting` is held until the client has shown a token.
-    async fn serve(self, stream: TcpStream, greeting: OwnedSemaphorePermit) {
+    async fn serve(self, stream: TcpStream, greeting: Greeting) {
         // Keystrokes and their echoes are small and must not wait for each other.
         stream.set_nodelay(true).ok();
         match self.tls.clone() {
-            None => self.http(stream, greeting).await,
+            None => self.http(stream, &greeting).await,
             Some(tls) => {
                 let config = crate::task::blocking(move || tls.current()).await;
                 let accept = tokio_rustls::TlsAcceptor::from(config).accept(stream);
                 let accepted = tokio::select! {
                     accepted = tokio::time::timeout(HELLO_WAIT, accept) => accepted,
+                    () = greeting.displaced() => return displaced(),
                     () = self.stop.cancelled() => return,
                 };
                 match accepted {
-                    Ok(Ok(stream)) => self.http(stream, greeting).await,
+                    Ok(Ok(stream)) => self.http(stream, &greeting).await,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a client of the streaming server failed at TLS")
                     }
@@ -173,18 +169,17 @@ impl Connection {
     }
 
     /// One request, and what becomes of its connection.
-    async fn http(
-        self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        greeting: OwnedSemaphorePermit,
-    ) {
+    async fn http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, greeting: &Greeting) {
         let (stop, idle_timeout) = (self.stop.clone(), self.idle_timeout);
-        let (stream, idle) = Idle::watch(stream);
+        let activity = Activity::begin();
         // What an upgraded connection is for.
         let begun = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| {
-            let (answer, work) = match self.answer(request) {
-                Ok((answer, work)) => (answer, Some(work)),
+            let (answer, work) = match self.answer(request, activity.clone()) {
+                Ok((answer, work)) => {
+                    greeting.over();
+                    (answer, Some(work))
+                }
                 Err(refusal) => (*refusal, None),
             };
             // One connection carries one stream: after an upgrade there is no second request, and after a refusal none.
@@ -207,9 +202,9 @@ impl Connection {
                         return;
                     }
                 },
+                () = greeting.displaced() => return displaced(),
                 () = stop.cancelled() => return,
             }
-            drop(greeting);
             let work = lock(&begun).take();
             if let Some(work) = work {
                 work.await;
@@ -217,17 +212,25 @@ impl Connection {
         };
         tokio::select! {
             () = whole => {}
-            () = idle.for_so_long(idle_timeout) => tracing::info!("a stream is closed: nothing moved for {idle_timeout:?}"),
+            () = activity.idle_for(idle_timeout) => tracing::info!("a stream is closed: nothing moved for {idle_timeout:?}"),
             () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_WAIT).await } => {}
         }
     }
+}
+
+fn displaced() {
+    tracing::debug!("a client of the streaming server gives way to newer ones: it has shown no token");
 }
 
 type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Connection {
     /// The answer to a request, and what is to be done after the upgrade.
-    fn answer(&self, mut request: Request<Incoming>) -> Result<(Answer, Work), Box<Answer>> {
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        activity: Activity,
+    ) -> Result<(Answer, Work), Box<Answer>> {
         let not_found = || refusal(StatusCode::NOT_FOUND, "no stream is waiting under this URL");
         if request.method() != Method::GET && request.method() != Method::POST {
             return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "a stream is asked for by GET or POST"));
@@ -260,7 +263,10 @@ impl Connection {
         let upgrade = hyper::upgrade::on(&mut request);
         let work = Box::pin(async move {
             match upgrade.await {
-                Ok(upgraded) => run(pods, task, agreed, TokioIo::new(upgraded), &stop).await,
+                Ok(upgraded) => {
+                    let io = TokioIo::new(upgraded);
+                    run(pods, task, Client { agreed, io, activity }, &stop).await;
+                }
                 Err(error) => tracing::debug!(%error, "a stream's client went away at the upgrade"),
             }
             drop(place);
@@ -273,18 +279,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn run(
-    pods: Pods,
-    task: Task,
-    agreed: Agreed,
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    stop: &CancellationToken,
-) {
+async fn run(pods: Pods, task: Task, client: Client, stop: &CancellationToken) {
     match task {
-        Task::Exec { container, options } => exec::run(&pods, &container, options, agreed, io, stop).await,
-        Task::Attach { container, streams } => {
-            attach::run(&pods, &container, streams, agreed, io, stop).await
-        }
-        Task::Forward { pod, ports } => forward::run(&pods, &pod, &ports, agreed, io, stop).await,
+        Task::Exec { container, options } => exec::run(&pods, &container, options, client, stop).await,
+        Task::Attach { container, streams } => attach::run(&pods, &container, streams, client, stop).await,
+        Task::Forward { pod, ports } => forward::run(&pods, &pod, &ports, client, stop).await,
     }
 }

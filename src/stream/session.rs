@@ -4,11 +4,13 @@ use std::io;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::handshake::{Agreed, Offer};
+use super::idle::Activity;
 use super::{spdy, websocket};
 use crate::container::exec::Streams as Wanted;
 
@@ -34,58 +36,103 @@ const GOODBYE_WAIT: Duration = Duration::from_secs(30);
 /// The header that says what a SPDY stream is for.
 pub(super) const STREAM_TYPE: &str = "streamtype";
 
+/// Who comes with a URL and has just been upgraded.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub agreed: Agreed,
+    pub io: TokioIo<Upgraded>,
+    pub activity: Activity,
+}
+
 /// What comes from a client on one stream.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) struct Source {
+    from: Receiver,
+    activity: Activity,
+}
+
+#[derive(Debug)]
+enum Receiver {
     Spdy(spdy::Receiver),
     WebSocket(websocket::Receiver),
 }
 
 impl Source {
+    pub(super) fn spdy(from: spdy::Receiver, activity: &Activity) -> Self {
+        Self { from: Receiver::Spdy(from), activity: activity.clone() }
+    }
+
+    pub(super) fn websocket(from: websocket::Receiver, activity: &Activity) -> Self {
+        Self { from: Receiver::WebSocket(from), activity: activity.clone() }
+    }
+
     /// The next piece; `None` once the client has ended the stream or is gone. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Option<Bytes> {
-        match self {
-            Self::Spdy(stream) => stream.recv().await,
-            Self::WebSocket(channel) => channel.recv().await,
-        }
+        let piece = match &mut self.from {
+            Receiver::Spdy(stream) => stream.recv().await,
+            Receiver::WebSocket(channel) => channel.recv().await,
+        }?;
+        self.activity.moved();
+        Some(piece)
     }
 }
 
 /// What goes to a client on one stream.
 #[derive(Debug)]
-pub(super) enum Sink {
+pub(super) struct Sink {
+    to: Sender,
+    activity: Activity,
+}
+
+#[derive(Debug)]
+enum Sender {
     Spdy(spdy::Sender),
     WebSocket(websocket::Sender),
 }
 
 impl Sink {
+    pub(super) fn spdy(to: spdy::Sender, activity: &Activity) -> Self {
+        Self { to: Sender::Spdy(to), activity: activity.clone() }
+    }
+
+    pub(super) fn websocket(to: websocket::Sender, activity: &Activity) -> Self {
+        Self { to: Sender::WebSocket(to), activity: activity.clone() }
+    }
+
     /// Returns when the piece is in the connection's hands; fails if the client is gone or wants no more.
     pub(super) async fn send(&mut self, data: Bytes) -> io::Result<()> {
-        match self {
-            Self::Spdy(stream) => stream.send(data).await,
-            Self::WebSocket(channel) => channel.send(data).await,
-        }
+        match &mut self.to {
+            Sender::Spdy(stream) => stream.send(data).await,
+            Sender::WebSocket(channel) => channel.send(data).await,
+        }?;
+        self.activity.moved();
+        Ok(())
     }
 
     /// Says that nothing more will come.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
-        match self {
-            Self::Spdy(stream) => stream.finish().await,
-            Self::WebSocket(channel) => channel.finish().await,
+        match &mut self.to {
+            Sender::Spdy(stream) => stream.finish().await,
+            Sender::WebSocket(channel) => channel.finish().await,
         }
+    }
+
+    /// Whether this stream has an end of its own, which the client hears before that of the connection.
+    pub(super) fn has_ends(&self) -> bool {
+        matches!(self.to, Sender::Spdy(_))
     }
 }
 
 /// The connection below the streams.
 #[derive(Debug)]
-pub(super) enum Connection {
+enum Connection {
     Spdy(spdy::Connection, spdy::Incoming),
     WebSocket(websocket::Channels),
 }
 
 impl Connection {
     /// Returns when the client is gone. Cancel-safe.
-    pub(super) async fn gone(&mut self) {
+    async fn gone(&mut self) {
         match self {
             Self::Spdy(_, incoming) => {
                 // Streams beyond those of the session have no meaning.
@@ -98,7 +145,7 @@ impl Connection {
     }
 
     /// Sends what is still to be sent and closes.
-    pub(super) async fn close(self) {
+    async fn close(self) {
         match self {
             Self::Spdy(connection, _) => connection.close().await,
             Self::WebSocket(channels) => channels.close().await,
@@ -128,35 +175,43 @@ pub(super) enum Outcome {
 /// A client with all its streams open.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub connection: Connection,
+    connection: Connection,
+    streams: Streams,
+    end: End,
+}
+
+/// A client's ends of all streams but the last one to speak.
+#[derive(Debug)]
+pub(super) struct Streams {
     pub stdin: Option<Source>,
     pub stdout: Option<Sink>,
     pub stderr: Option<Sink>,
     pub resize: Option<Source>,
-    pub end: End,
 }
 
 /// The error stream.
 #[derive(Debug)]
-pub(super) struct End {
+struct End {
     sink: Sink,
     verdict: Verdict,
+    /// For sentences about what failed.
+    doing: &'static str,
 }
 
 impl End {
     /// Tells a WebSocket client that the command runs or that it is attached: an empty message on the first channel that
     /// it can read. Other runtimes send it too, when the streams are open. SPDY has the replies to its streams for that.
-    pub(super) async fn ready(&mut self, stdout: Option<&mut Sink>, stderr: Option<&mut Sink>) {
-        let first = stdout.or(stderr).unwrap_or(&mut self.sink);
-        if matches!(first, Sink::WebSocket(_)) {
+    async fn ready(&mut self, streams: &mut Streams) {
+        let first = streams.stdout.as_mut().or(streams.stderr.as_mut()).unwrap_or(&mut self.sink);
+        if matches!(first.to, Sender::WebSocket(_)) {
             first.send(Bytes::new()).await.ok();
         }
     }
 
     /// Tells the client how it ended, and closes. A client that is gone, or that reads nothing, does not hear it.
-    pub(super) async fn goodbye(mut self, connection: Connection, outcome: &Outcome) {
+    async fn goodbye(mut self, connection: Connection, outcome: &Outcome) {
         let goodbye = async {
-            if let Some(text) = self.verdict.text(outcome) {
+            if let Some(text) = self.verdict.text(self.doing, outcome) {
                 self.sink.send(text.into()).await.ok();
             }
             self.sink.finish().await.ok();
@@ -173,9 +228,10 @@ impl Verdict {
 
     /// The objects are those that `kubectl` and client-go take apart: `NonZeroExitCode` with a cause `ExitCode`, or an
     /// internal error (k8s.io/apimachinery pkg/util/remotecommand, pkg/api/errors).
-    fn text(self, outcome: &Outcome) -> Option<String> {
+    fn text(self, doing: &str, outcome: &Outcome) -> Option<String> {
         let failed = |code: i32| format!("command terminated with non-zero exit code: exit status {code}");
-        let error = |message: &str| format!("error executing command in container: {message}");
+        let cause = |message: &str| format!("error {doing} container: {message}");
+        let error = |message: &str| format!("Internal error occurred: {}", cause(message));
         let status = match (self, outcome) {
             (Self::Text, Outcome::Success) => return None,
             (Self::Text, Outcome::ExitCode(code)) => return Some(failed(*code)),
@@ -191,9 +247,9 @@ impl Verdict {
             (Self::Status, Outcome::Error(message)) => json!({
                 "metadata": {},
                 "status": "Failure",
-                "message": format!("Internal error occurred: {}", error(message)),
+                "message": error(message),
                 "reason": "InternalError",
-                "details": {"causes": [{"message": error(message)}]},
+                "details": {"causes": [{"message": cause(message)}]},
                 "code": 500,
             }),
         };
@@ -203,14 +259,14 @@ impl Verdict {
 
 impl Session {
     /// Opens the streams of a client that has just been upgraded. `None` when it did not open those it asked for.
-    pub(super) async fn open(
-        agreed: Agreed,
-        wanted: Wanted,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> Option<Self> {
+    ///
+    /// `doing` is for the sentence "error … container" when it fails, in the words of other runtimes.
+    pub(super) async fn open(client: Client, wanted: Wanted, doing: &'static str) -> Option<Self> {
+        let Client { agreed, io, activity } = client;
         match agreed {
             Agreed::Spdy(protocol) => {
-                match tokio::time::timeout(STREAMS_WAIT, Self::over_spdy(protocol, wanted, io)).await {
+                let opened = Self::over_spdy(protocol, wanted, doing, io, &activity);
+                match tokio::time::timeout(STREAMS_WAIT, opened).await {
                     Ok(session) => session,
                     Err(_) => {
                         tracing::debug!("a client did not open its streams within {STREAMS_WAIT:?}");
@@ -218,14 +274,43 @@ impl Session {
                     }
                 }
             }
-            Agreed::WebSocket(protocol) => Some(Self::over_websocket(protocol, wanted, io).await),
+            Agreed::WebSocket(protocol) => {
+                Some(Self::over_websocket(protocol, wanted, doing, io, &activity).await)
+            }
         }
+    }
+
+    /// Tells the client that there is nothing to serve it with, and closes.
+    pub(super) async fn refuse(self, reason: String) {
+        self.end.goodbye(self.connection, &Outcome::Error(reason)).await;
+    }
+
+    /// Tells the client that it is served, and by `carry` moves bytes to an outcome, which it is told too; or until it is
+    /// gone, at which `carry` is dropped.
+    pub(super) async fn serve<Carry>(self, carry: impl FnOnce(Streams) -> Carry)
+    where
+        Carry: Future<Output = io::Result<Outcome>>,
+    {
+        let Self { mut connection, mut streams, mut end } = self;
+        end.ready(&mut streams).await;
+        let outcome = tokio::select! {
+            outcome = carry(streams) => outcome,
+            () = connection.gone() => {
+                tracing::debug!("a client left while {} a container", end.doing);
+                return;
+            }
+        };
+        let outcome =
+            outcome.unwrap_or_else(|error| Outcome::Error(format!("cannot watch its streams: {error}")));
+        end.goodbye(connection, &outcome).await;
     }
 
     async fn over_spdy(
         protocol: &str,
         wanted: Wanted,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        doing: &'static str,
+        io: TokioIo<Upgraded>,
+        activity: &Activity,
     ) -> Option<Self> {
         // Before v3 a terminal could not be resized.
         let resizes = wanted.terminal && !matches!(protocol, "" | "channel.k8s.io" | "v2.channel.k8s.io");
@@ -253,14 +338,16 @@ impl Session {
             };
             *place = Some(stream.accept().await.ok()?);
         }
-        let sink = |stream: spdy::Stream| Sink::Spdy(stream.split().0);
-        let source = |stream: spdy::Stream| Source::Spdy(stream.split().1);
+        let sink = |stream: spdy::Stream| Sink::spdy(stream.split().0, activity);
+        let source = |stream: spdy::Stream| Source::spdy(stream.split().1, activity);
         Some(Self {
-            stdin: stdin.map(source),
-            stdout: stdout.map(sink),
-            stderr: stderr.map(sink),
-            resize: resize.map(source),
-            end: End { sink: sink(error?), verdict: Verdict::of(protocol) },
+            streams: Streams {
+                stdin: stdin.map(source),
+                stdout: stdout.map(sink),
+                stderr: stderr.map(sink),
+                resize: resize.map(source),
+            },
+            end: End { sink: sink(error?), verdict: Verdict::of(protocol), doing },
             connection: Connection::Spdy(connection, incoming),
         })
     }
@@ -268,7 +355,9 @@ impl Session {
     async fn over_websocket(
         protocol: &str,
         wanted: Wanted,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        doing: &'static str,
+        io: TokioIo<Upgraded>,
+        activity: &Activity,
     ) -> Self {
         use websocket::{ERROR, RESIZE, STDERR, STDIN, STDOUT};
         let inputs = [(wanted.stdin, STDIN), (wanted.terminal, RESIZE)];
@@ -278,15 +367,18 @@ impl Session {
         let (mut stdin, mut resize) = (None, None);
         for (channel, receiver) in inputs.into_iter().zip(receivers) {
             let place = if channel == STDIN { &mut stdin } else { &mut resize };
-            *place = Some(Source::WebSocket(receiver));
+            *place = Some(Source::websocket(receiver, activity));
         }
-        let sink = |wanted: bool, channel| wanted.then(|| Sink::WebSocket(channels.sender(channel)));
+        let to = |channel| Sink::websocket(channels.sender(channel), activity);
+        let sink = |wanted: bool, channel| wanted.then(|| to(channel));
         Self {
-            stdin,
-            stdout: sink(wanted.stdout, STDOUT),
-            stderr: sink(wanted.stderr, STDERR),
-            resize,
-            end: End { sink: Sink::WebSocket(channels.sender(ERROR)), verdict: Verdict::of(protocol) },
+            streams: Streams {
+                stdin,
+                stdout: sink(wanted.stdout, STDOUT),
+                stderr: sink(wanted.stderr, STDERR),
+                resize,
+            },
+            end: End { sink: to(ERROR), verdict: Verdict::of(protocol), doing },
             connection: Connection::WebSocket(channels),
         }
     }
@@ -299,7 +391,7 @@ mod tests {
     #[test]
     fn the_end_is_told_as_clients_take_it_apart() {
         let status = |outcome| -> serde_json::Value {
-            serde_json::from_str(&Verdict::Status.text(&outcome).unwrap()).unwrap()
+            serde_json::from_str(&Verdict::Status.text("testing a", &outcome).unwrap()).unwrap()
         };
         assert_eq!(status(Outcome::Success), json!({"metadata": {}, "status": "Success"}));
         let failed = status(Outcome::ExitCode(42));
@@ -307,11 +399,12 @@ mod tests {
         assert_eq!(failed["details"]["causes"][0], json!({"reason": "ExitCode", "message": "42"}));
         let error = status(Outcome::Error("no such file".into()));
         assert_eq!((&error["reason"], &error["code"]), (&json!("InternalError"), &json!(500)));
-        assert!(error["message"].as_str().unwrap().ends_with("no such file"));
+        assert_eq!(error["message"], "Internal error occurred: error testing a container: no such file");
+        assert_eq!(error["details"]["causes"][0]["message"], "error testing a container: no such file");
 
         assert_eq!(Verdict::of("v3.channel.k8s.io"), Verdict::Text);
         assert_eq!(Verdict::of("v5.channel.k8s.io"), Verdict::Status);
-        assert_eq!(Verdict::Text.text(&Outcome::Success), None);
-        assert!(Verdict::Text.text(&Outcome::ExitCode(3)).unwrap().ends_with("exit status 3"));
+        assert_eq!(Verdict::Text.text("", &Outcome::Success), None);
+        assert!(Verdict::Text.text("", &Outcome::ExitCode(3)).unwrap().ends_with("exit status 3"));
     }
 }

@@ -1,9 +1,9 @@
 //! TLS of the streaming server: certificate, key and the authority that clients must be signed by, read again when the
-//! files change.
+//! files change. `brig`, its client, reads its files with the same two functions.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::server::WebPkiClientVerifier;
@@ -22,7 +22,7 @@ pub(crate) struct TlsFiles {
     pub client_ca: Option<PathBuf>,
 }
 
-/// Why TLS cannot be served.
+/// Why TLS cannot be spoken with these files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     #[error("cannot read {what} from {}", path.display())]
@@ -41,7 +41,7 @@ pub(crate) enum TlsError {
         #[source]
         source: rustls::Error,
     },
-    #[error("{} cannot be used as client authority", path.display())]
+    #[error("{} cannot be used as an authority", path.display())]
     Authority {
         path: PathBuf,
         #[source]
@@ -99,11 +99,7 @@ fn stamp(files: &TlsFiles) -> Stamp {
 
 fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let certificates = certificates("the certificate", &files.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::Read {
-        what: "the private key",
-        path: files.key.clone(),
-        source,
-    })?;
+    let key = private_key(&files.key)?;
     let builder = match &files.client_ca {
         None => ServerConfig::builder().with_no_client_auth(),
         Some(path) => {
@@ -127,11 +123,24 @@ fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-fn certificates(what: &'static str, path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let error = |source| TlsError::Read { what, path: path.clone(), source };
+/// All certificates of a PEM file, at least one. Blocking.
+pub(crate) fn certificates(
+    what: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let error = |source| TlsError::Read { what, path: path.to_owned(), source };
     let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(error)?.collect();
     match all.map_err(error)? {
-        none if none.is_empty() => Err(TlsError::Empty(path.clone())),
+        none if none.is_empty() => Err(TlsError::Empty(path.to_owned())),
         all => Ok(all),
     }
+}
+
+/// The private key in a PEM file. Blocking.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Read {
+        what: "the private key",
+        path: path.to_owned(),
+        source,
+    })
 }

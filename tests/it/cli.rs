@@ -14,7 +14,10 @@ fn brig() -> Command {
     let binary = std::env::var_os("BRIG_TEST_BIN_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_brig")), |dir| PathBuf::from(dir).join("brig"));
     let mut command = Command::new(binary);
-    command.env_remove("BRIG_ADDRESS").stdin(Stdio::null());
+    for name in ["ADDRESS", "TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_SERVER_NAME"] {
+        command.env_remove(format!("BRIG_{name}"));
+    }
+    command.stdin(Stdio::null());
     command
 }
 

@@ -343,6 +343,20 @@ fn privileged_events_report_the_life_of_a_pod() {
 }
 
 #[test]
+fn privileged_a_daemon_that_stops_ends_streams_of_events() {
+    let mut node = Node::new();
+    let mut stream = node
+        .call(node.runtime.clone().get_container_events(GetEventsRequest {}))
+        .expect("the stream")
+        .into_inner();
+    node.stop_brigd();
+    // In good order: an end and no broken connection, and nothing that the daemon had to wait for.
+    assert!(node.call(stream.message()).expect("no error").is_none());
+    assert!(!node.log().contains("calls still in progress were left"), "{}", node.log());
+    node.restart_brigd();
+}
+
+#[test]
 fn privileged_stats_count_what_a_container_uses() {
     on_every_handler(|node| {
         node.busybox();

@@ -12,7 +12,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::super::client::Client;
 use super::super::error::CliError;
 use super::super::{output, resolve};
-use super::dial;
+use super::{TlsArgs, dial};
 use crate::proto::v1;
 use crate::stream::spdy;
 
@@ -24,6 +24,8 @@ const CHUNK: usize = 64 << 10;
 /// What to forward where.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PortForwardArgs {
+    #[command(flatten)]
+    tls: TlsArgs,
     /// The pod, by name, id or unique prefix of an id.
     pod: String,
     /// Ports of the pod, each with the local port that leads there; without one it is the same, and an empty one is
@@ -52,7 +54,7 @@ pub(in crate::cli) async fn port_forward(
     };
     let answer = client.runtime.clone().port_forward(request).await;
     let url = answer.map_err(CliError::refused(format!("forward ports of {}", args.pod)))?.into_inner().url;
-    let io = dial::spdy(&url, PROTOCOL).await?;
+    let io = dial::spdy(&url, &args.tls, PROTOCOL).await?;
     let (connection, mut incoming) = spdy::Connection::new(io, spdy::Role::Client);
     let connection = Rc::new(connection);
     let local = LocalSet::new();

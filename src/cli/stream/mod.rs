@@ -6,6 +6,7 @@
 mod dial;
 mod forward;
 mod terminal;
+mod tls;
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -24,6 +25,7 @@ use crate::stream::websocket::{Channels, ERROR, RESIZE, Receiver, STDERR, STDIN,
 use terminal::{Raw, Stop};
 
 pub(super) use forward::{PortForwardArgs, port_forward};
+pub(super) use tls::TlsArgs;
 
 /// What exec and attach speak.
 const PROTOCOL: &str = "v5.channel.k8s.io";
@@ -50,6 +52,8 @@ pub(super) struct ExecArgs {
     /// Kill the command after so many seconds. Its output comes when it has ended; 0 is never.
     #[arg(long, default_value_t = 0, value_name = "SECONDS", conflicts_with_all = ["stdin", "tty"])]
     timeout: u32,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// The container, or a pod with one container, by name, id or unique prefix of an id.
     container: String,
     /// The command and its arguments.
@@ -63,6 +67,8 @@ pub(super) struct AttachArgs {
     /// Pass what comes on standard input on to the container, which must have been made with one.
     #[arg(short = 'i', long)]
     stdin: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// The container, or a pod with one container, by name, id or unique prefix of an id.
     container: String,
 }
@@ -82,7 +88,7 @@ pub(super) async fn exec(mut client: Client, args: ExecArgs) -> Result<ExitCode,
     let Interactive { stdin, tty } = args.interactive.possible();
     let request = v1::ExecRequest { container_id, cmd: args.command, tty, stdin, stdout: true, stderr: !tty };
     let url = client.runtime.exec(request).await.map_err(what)?.into_inner().url;
-    let session = Session::open(&url, Interactive { stdin, tty }).await?;
+    let session = Session::open(&url, &args.tls, Interactive { stdin, tty }).await?;
     Ok(run::exit_code(session.carry().await?.code()))
 }
 
@@ -90,7 +96,7 @@ pub(super) async fn exec(mut client: Client, args: ExecArgs) -> Result<ExitCode,
 pub(super) async fn attach(client: Client, args: AttachArgs) -> Result<ExitCode, CliError> {
     let id = resolve::container(&client, &args.container).await?;
     let tty = has_terminal(&client, &id).await?;
-    let session = attached(&client, &id, Interactive { stdin: args.stdin, tty }).await?;
+    let session = attached(&client, &id, &args.tls, Interactive { stdin: args.stdin, tty }).await?;
     if tty && args.stdin {
         eprintln!("If you don't see a command prompt, try pressing enter.");
     }
@@ -101,12 +107,13 @@ pub(super) async fn attach(client: Client, args: AttachArgs) -> Result<ExitCode,
 pub(super) async fn attached(
     client: &Client,
     id: &str,
+    tls: &TlsArgs,
     interactive: Interactive,
 ) -> Result<Session, CliError> {
     let Interactive { stdin, tty } = interactive;
     let request = v1::AttachRequest { container_id: id.to_owned(), stdin, tty, stdout: true, stderr: !tty };
     let answer = client.runtime.clone().attach(request).await.map_err(CliError::refused("attach"))?;
-    Session::open(&answer.into_inner().url, interactive).await
+    Session::open(&answer.into_inner().url, tls, interactive).await
 }
 
 /// Whether a container was made with a terminal: attach has to say the same.
@@ -164,8 +171,8 @@ pub(super) struct Session {
 
 impl Session {
     /// Comes with the URL, and returns when the other side is ready: the command runs, or output is not missed any more.
-    async fn open(url: &str, interactive: Interactive) -> Result<Self, CliError> {
-        let io = dial::websocket(url, PROTOCOL).await?;
+    async fn open(url: &str, tls: &TlsArgs, interactive: Interactive) -> Result<Self, CliError> {
+        let io = dial::websocket(url, tls, PROTOCOL).await?;
         let (channels, receivers) =
             Channels::over(io, Role::Client, PROTOCOL, &[STDOUT, STDERR, ERROR]).await;
         let Ok([mut stdout, stderr, mut error]) = <[Receiver; 3]>::try_from(receivers) else {

@@ -246,7 +246,7 @@ tables! {
         tls_key: Option<PathBuf> = "\"\"", "absolute path, or empty";
         /// Authorities that clients must have a certificate of, PEM. Empty lets in whoever has a URL.
         tls_client_ca: Option<PathBuf> = "\"\"", "absolute path, or empty";
-        /// A stream on which nothing moves for so long is closed. The kubelet's own default.
+        /// A stream on which no data moves for so long is closed, pings or not. The kubelet's own default.
         idle_timeout: Duration = "\"4h\"", "duration", "\"1s\"" to "\"168h\"";
     }
 }

@@ -205,6 +205,62 @@ fn privileged_a_killed_daemon_ends_the_clients_and_not_the_container() {
     });
 }
 
+/// The container reads its input to its end, and says what it was.
+fn once(handler: &str, name: &str) -> Ship {
+    let ship = Ship::pod(handler, name).attachable("cat; echo end; exit 5", false, true);
+    ship.start();
+    ship
+}
+
+/// Goes on where a client was that went with its daemon, and ends the input.
+fn go_on(ship: &Ship) {
+    let url = ship.attach_url("io");
+    let outcome = ship.node.call(async {
+        let mut client = Client::open(&url, V5).await;
+        client.send(STDIN, b"two\n").await;
+        client.until(STDOUT, "two\n").await;
+        client.to.end(STDIN).await;
+        client.finish().await
+    });
+    assert_eq!(outcome.text().0, "end\n");
+    assert_eq!(ship.node.wait_exited(&ship.container).exit_code, 5);
+}
+
+#[test]
+fn privileged_with_stdin_once_a_daemon_that_ends_does_not_end_the_input() {
+    with_handlers(|handler| {
+        let begin = |ship: &Ship| {
+            let url = ship.attach_url("io");
+            ship.node.call(async {
+                let mut client = Client::open(&url, V5).await;
+                client.send(STDIN, b"one\n").await;
+                client.until(STDOUT, "one\n").await;
+                client
+            })
+        };
+        let mut ship = once(handler, "once-killed");
+        let client = begin(&ship);
+        ship.node.kill_brigd();
+        ship.node.call(client.finish());
+        ship.node.restart_brigd();
+        go_on(&ship);
+        assert_eq!(
+            ship.node.log_lines("once-killed", "main"),
+            ["stdout F one", "stdout F two", "stdout F end"]
+        );
+
+        let mut ship = once(handler, "once-stopped");
+        let client = begin(&ship);
+        ship.node.stop_brigd();
+        let status = ship.node.call(client.finish()).status();
+        let message =
+            "Internal error occurred: error attaching to container: brigd is stopping; the container goes on";
+        assert_eq!(status["message"], message);
+        ship.node.restart_brigd();
+        go_on(&ship);
+    });
+}
+
 #[test]
 fn privileged_a_daemon_that_stops_says_so() {
     let mut ship = Ship::pod("", "stop").attachable("while :; do sleep 1000; done", false, false);

@@ -49,7 +49,7 @@ pub(crate) type Refusal = (u16, String);
 
 /// Where a URL leads.
 pub(crate) fn address(url: &str) -> &str {
-    url.strip_prefix("http://").and_then(|rest| rest.split('/').next()).expect("http://ADDRESS/…")
+    url.split_once("://").and_then(|(_, rest)| rest.split('/').next()).expect("http://ADDRESS/… or https://")
 }
 
 /// The socket of a WebSocket with this subprotocol; an empty one is not named.
@@ -132,7 +132,11 @@ impl To {
 
     /// Anything, however wrong.
     pub(crate) async fn raw(&mut self, message: Message) {
-        self.socket.send(message).await.expect("the connection lasts");
+        self.try_raw(message).await.expect("the connection lasts");
+    }
+
+    pub(crate) async fn try_raw(&mut self, message: Message) -> Result<(), Error> {
+        self.socket.send(message).await
     }
 }
 

@@ -1,9 +1,10 @@
-//! Exec over WebSocket: every subprotocol, streams apart, ends of input, terminals, exit codes, clients that go away.
+//! Exec, by SPDY and WebSocket: every subprotocol, streams apart, ends of input, terminals, exit codes, clients that go away.
 
 use futures_util::SinkExt;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::client::{Client, STDIN, STDOUT, V5, websocket};
+use super::spdy::{Frame, Session};
 use super::{Ship, with_handlers};
 use crate::fixture::node::eventually;
 
@@ -53,6 +54,104 @@ fn privileged_every_websocket_protocol_tells_streams_apart_and_the_exit_code() {
         }
         let url = ship.exec_url("oe", &["sh", "-c", "kill -9 $$"]);
         assert_eq!(ship.node.call(async { Client::open(&url, V5).await.finish().await }).code(), 137);
+    });
+}
+
+/// What SPDY clients may name, the newest first, and whether the end is told by an object.
+const SPDY: [(&str, bool); 6] = [
+    ("v5.channel.k8s.io", true),
+    ("v4.channel.k8s.io", true),
+    ("v3.channel.k8s.io", false),
+    ("v2.channel.k8s.io", false),
+    ("channel.k8s.io", false),
+    ("", false),
+];
+
+#[test]
+fn privileged_every_spdy_protocol_tells_streams_apart_and_the_exit_code() {
+    with_handlers(|handler| {
+        let ship = Ship::sleeping(handler, "spdy");
+        let exec = |protocol, command: &[&str]| {
+            let url = ship.exec_url("oe", command);
+            ship.node.call(async { Session::open(&url, protocol, "oe").await.finish().await })
+        };
+        for (protocol, object) in SPDY {
+            let outcome = exec(protocol, &["sh", "-c", "echo out; echo err >&2; exit 42"]);
+            assert_eq!(outcome.text(), ("out\n".into(), "err\n".into()), "{protocol}");
+            let succeeded = exec(protocol, &["true"]);
+            let failed = exec(protocol, &["/no/such/command"]);
+            if object {
+                assert_eq!((outcome.code(), succeeded.code()), (42, 0), "{protocol}");
+                let status = failed.status();
+                assert_eq!(status["reason"], "InternalError", "{protocol}: {status}");
+                assert!(status["message"].as_str().expect("a message").contains("/no/such/command"));
+            } else {
+                let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                let expected = "command terminated with non-zero exit code: exit status 42";
+                assert_eq!(text(&outcome.error), expected, "{protocol}");
+                assert_eq!(text(&succeeded.error), "", "{protocol}");
+                let failed = text(&failed.error);
+                let begin = "Internal error occurred: error executing command in container: ";
+                assert!(
+                    failed.starts_with(begin) && failed.contains("/no/such/command"),
+                    "{protocol}: {failed}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn privileged_over_every_spdy_protocol_input_ends_and_only_some_have_sizes() {
+    with_handlers(|handler| {
+        let ship = Ship::sleeping(handler, "spdy-input");
+        let node = &ship.node;
+        let data = noise(10 << 20);
+        for (protocol, object) in SPDY {
+            let url = ship.exec_url("io", &["sh", "-c", "sum=$(md5sum); echo after; echo $sum"]);
+            let outcome = node.call(async {
+                let mut session = Session::open(&url, protocol, "io").await;
+                session.send(b"hel").await;
+                session.send(b"lo").await;
+                session.end_input().await;
+                session.finish().await
+            });
+            assert_eq!(outcome.text().0, "after\n5d41402abc4b2a76b9719d911017c592 -\n", "{protocol}");
+
+            let has_sizes = object || protocol.starts_with("v3.");
+            let url = ship.exec_url("iot", &["sh"]);
+            node.call(async {
+                let mut session = Session::open(&url, protocol, "ior").await;
+                if has_sizes {
+                    session.resize(101, 37).await;
+                    session.send(b"until stty size | grep '37 101'; do :; done\n").await;
+                    session.until("37 101\r\n").await;
+                } else {
+                    // Such a stream has no meaning there: it is refused, and the terminal is there without it.
+                    const REFUSED_STREAM: u32 = 3;
+                    while session.next().await.expect("a refusal")
+                        != Frame::Reset(session.sizes(), REFUSED_STREAM)
+                    {}
+                    session.send(b"echo $((40 + 2))\n").await;
+                    session.until("42\r\n").await;
+                }
+                session.send(b"exit 0\n").await;
+                session.finish().await;
+            });
+        }
+        let url = ship.exec_url("io", &["cat"]);
+        let outcome = node.call(async {
+            let mut session = Session::open(&url, "v4.channel.k8s.io", "io").await;
+            // No more is under way than pipes and queues hold, or both sides would wait for each other.
+            for piece in data.chunks(32 << 10) {
+                session.send(piece).await;
+                session.seen_at_least(piece.len()).await;
+            }
+            session.end_input().await;
+            session.finish().await
+        });
+        assert!(outcome.stdout == data, "{} bytes came back", outcome.stdout.len());
+        assert_eq!(outcome.code(), 0);
     });
 }
 

@@ -1,10 +1,11 @@
-//! Port-forward: over WebSocket channels by [`super::client`], over SPDY by `brig port-forward`.
+//! Port-forward: over WebSocket channels by [`super::client`], over SPDY by `brig port-forward` and [`super::spdy`].
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Stdio};
 
 use super::client::{Client, websocket};
+use super::spdy::{Frame, Spdy};
 use super::{Ship, with_handlers};
 use crate::cli::brig_on;
 use crate::fixture::node::eventually;
@@ -229,6 +230,59 @@ fn privileged_ports_that_are_none_are_refused_before_there_is_a_url() {
     ship.node.stop_pod(&ship.pod);
     let refused = ship.try_forward_url(&[80]).expect_err("a stopped pod");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+}
+
+#[test]
+fn privileged_streams_for_ports_that_are_none_are_refused_and_others_go_on() {
+    with_handlers(|handler| {
+        let ship = port_pod(handler, "spdy-ports");
+        let url = ship.forward_url(&[7]);
+        ship.node.call(async {
+            let Spdy { mut to, mut from } =
+                Spdy::open(&url, "portforward.k8s.io").await.expect("the upgrade");
+            const REFUSED_STREAM: u32 = 3;
+            let nonsense: [&[(&str, &str)]; 7] = [
+                &[("streamtype", "data"), ("port", "0"), ("requestid", "0")],
+                &[("streamtype", "data"), ("port", "65536"), ("requestid", "0")],
+                &[("streamtype", "data"), ("port", "-7"), ("requestid", "0")],
+                &[("streamtype", "data"), ("port", "seven"), ("requestid", "0")],
+                &[("streamtype", "data"), ("requestid", "0")],
+                &[("streamtype", "shell"), ("port", "7"), ("requestid", "0")],
+                &[("port", "7"), ("requestid", "0")],
+            ];
+            for headers in nonsense {
+                let id = to.stream(headers).await;
+                let answer = loop {
+                    match from.next().await.expect("the connection lasts") {
+                        Frame::Other(_) => {}
+                        answer => break answer,
+                    }
+                };
+                assert_eq!(answer, Frame::Reset(id, REFUSED_STREAM), "{headers:?}");
+            }
+            // A stream whose other half does not come keeps nothing from the next pair, and two with one role are no pair.
+            let headers = |kind, id| [("streamtype", kind), ("port", "7"), ("requestid", id)];
+            let half = to.stream(&headers("error", "1")).await;
+            let twice = to.stream(&headers("error", "1")).await;
+            to.stream(&headers("error", "2")).await;
+            let data = to.stream(&headers("data", "2")).await;
+            to.send(data, b"echo").await;
+            to.end(data).await;
+            let (mut echo, mut answers, mut ended) = (Vec::new(), Vec::new(), false);
+            while !ended {
+                match from.next().await.expect("the connection lasts") {
+                    Frame::Data { stream, data: piece, end } if stream == data => {
+                        echo.extend(piece);
+                        ended = end;
+                    }
+                    answer => answers.push(answer),
+                }
+            }
+            assert_eq!(echo, b"echo");
+            assert!(answers.contains(&Frame::Reply(half)), "{answers:?}");
+            assert!(answers.contains(&Frame::Reset(twice, REFUSED_STREAM)), "{answers:?}");
+        });
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The streaming server as kubectl and crictl meet it, and `brig` on top of it.
 //!
-//! WebSocket is spoken by [`client`]; SPDY by crictl and critest, which share the Kubernetes' own client with kubectl, and by
-//! `brig port-forward`. Everything runs with the bundled sandbox and, where it is installed, runc.
+//! WebSocket is spoken by [`client`]; SPDY by [`spdy`], by crictl and critest, which share the Kubernetes' own client with
+//! kubectl, and by `brig port-forward`. Everything runs with the bundled sandbox and, where it is installed, runc.
 
 mod attach;
 mod client;
@@ -9,7 +9,9 @@ mod exec;
 mod forward;
 mod leaks;
 mod server;
+mod spdy;
 mod terminal;
+mod tls;
 
 use brig::proto::v1::*;
 

@@ -1,26 +1,31 @@
-//! Who is let in: tokens, verbs, protocols, TLS; and who is shown out: clients that are silent, or speak nonsense.
+//! Who is let in: tokens, verbs, protocols; and who is shown out: clients that are silent, or speak nonsense.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use brig::proto::v1::ContainerState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::Ship;
-use super::client::{Client, STDOUT, V5, address, websocket};
+use super::client::{Client, STDIN, STDOUT, V5, address, websocket};
+use super::spdy::{Frame, Session};
 use crate::fixture::node::{Options, eventually};
 
+/// Port-forward that needs no port.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
 /// Sends a request as it is and returns all that comes back.
-async fn say(url: &str, request: &str) -> String {
+async fn say(url: &str, request: impl AsRef<[u8]>) -> String {
     let mut stream = TcpStream::connect(address(url)).await.expect("the server listens");
-    stream.write_all(request.as_bytes()).await.expect("the connection lasts");
+    stream.write_all(request.as_ref()).await.expect("the connection lasts");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok();
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn path(url: &str) -> &str {
+/// The path of a URL of the server.
+pub(super) fn path(url: &str) -> &str {
     &url[url.find("/exec/").or(url.find("/attach/")).or(url.find("/portforward/")).expect("a verb")..]
 }
 
@@ -88,26 +93,41 @@ fn privileged_a_request_that_asks_for_no_stream_is_refused_and_the_connection_cl
 #[test]
 fn privileged_nonsense_instead_of_spdy_ends_the_connection() {
     let ship = Ship::sleeping("", "nonsense");
-    for nonsense in [
-        // No frame at all, a frame that is too long, a stream with headers that are no zlib.
-        "HELLO, IS ANYBODY THERE?\r\n\r\n".to_owned(),
-        "\u{0}\u{0}\u{0}\u{1}\u{1}\u{7f}\u{7f}\u{7f}".to_owned(),
-        "\u{1}".repeat(64),
+    for (what, nonsense) in [
+        ("another version", &[0x80, 2, 0, 1, 0, 0, 0, 4, 0, 0, 0, 1][..]),
+        ("a control frame of 16 MiB", &[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]),
+        (
+            "a stream whose headers are no zlib",
+            &[0x80, 3, 0, 1, 0, 0, 0, 14, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9],
+        ),
+        ("a ping without a number", &[0x80, 3, 0, 6, 0, 0, 0, 0]),
     ] {
         let url = ship.exec_url("oe", &["sleep", "1000"]);
-        let answer = ship.node.call(say(
-            &url,
-            &format!(
-                "POST {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-                 X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n{nonsense}",
-                path(&url)
-            ),
-        ));
-        assert!(answer.starts_with("HTTP/1.1 101"), "{nonsense:?}: {answer}");
+        let upgrade = format!(
+            "POST {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+             X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n",
+            path(&url)
+        );
+        // The client waits for the end of the connection, and says none.
+        let answer = ship.node.call(say(&url, [upgrade.as_bytes(), nonsense].concat()));
+        assert!(answer.starts_with("HTTP/1.1 101"), "{what}: {answer}");
     }
+    assert!(!ship.node.log().contains("did not open its streams"), "it ended at once");
     // The command never began, since the streams were never there.
     let running = ship.node.output(&ship.container, "ps | grep -c '[s]leep 1000'");
     assert_eq!(running.trim(), "1");
+}
+
+#[test]
+fn privileged_a_client_that_opens_only_some_streams_is_not_waited_for() {
+    let config = "[stream]\nidle_timeout = \"1s\"".to_owned();
+    let ship = Ship::with(Options { config, ..Options::default() }, "half-open").running("exec sleep 1000");
+    let url = ship.exec_url("ioe", &["touch", "/began"]);
+    ship.node.call(async {
+        let mut session = Session::open(&url, "v4.channel.k8s.io", "o").await;
+        while session.next().await.is_some() {}
+    });
+    assert_ne!(ship.node.exec(&ship.container, &["ls", "/began"]).exit_code, 0);
 }
 
 #[test]
@@ -118,6 +138,44 @@ fn privileged_a_thousand_urls_wait_and_no_more() {
     }
     let refused = ship.try_exec_url("oe", &["true"]).expect_err("the thousand and first");
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+}
+
+#[test]
+fn privileged_a_crowd_without_tokens_keeps_nobody_out() {
+    let ship = Ship::sleeping("", "crowd");
+    let url = ship.exec_url("oe", &["echo", "let in"]);
+    let mut crowd = ship.node.call(async {
+        let mut crowd = Vec::new();
+        for _ in 0..300 {
+            crowd.push(TcpStream::connect(address(&url)).await.expect("the server listens"));
+        }
+        crowd
+    });
+    let outcome = ship.node.call(async { Client::open(&url, V5).await.finish().await });
+    assert_eq!(outcome.text().0, "let in\n");
+    // 256 may be there at a time, and that one was the 301st.
+    assert_eq!(ship.node.call(crowd[0].read(&mut [0])).expect("an end"), 0);
+    assert!(
+        !ship.node.log().contains("was silent at HTTP"),
+        "the oldest gave way before it had waited long enough"
+    );
+    assert_eq!(ship.node.log().matches("gives way to newer ones").count(), 45);
+}
+
+#[test]
+fn privileged_with_all_streams_open_another_is_told_and_keeps_its_token() {
+    // One descriptor each, here and in the daemon, which inherits the limit.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("up to the hard limit");
+    let ship = Ship::pod("", "full");
+    let open = |url: &str| ship.node.call(websocket(url, TUNNEL));
+    let mut streams: Vec<_> = (0..1024).map(|_| open(&ship.forward_url(&[])).expect("a place")).collect();
+    let url = ship.forward_url(&[]);
+    let (status, text) = open(&url).expect_err("there is no place");
+    assert_eq!((status, text.as_str()), (503, "1024 streams are open already; close some and try again\n"));
+    streams.truncate(1023);
+    eventually(|| open(&url).ok());
 }
 
 #[test]
@@ -154,121 +212,67 @@ fn privileged_a_container_that_ends_before_its_client_comes_is_told_on_the_strea
 }
 
 #[test]
-fn privileged_a_stream_on_which_nothing_moves_is_closed() {
+fn privileged_a_stream_on_which_no_data_moves_is_closed_however_alive_its_client_is() {
     let config = "[stream]\nidle_timeout = \"1s\"".to_owned();
     let ship = Ship::with(Options { config, ..Options::default() }, "idle").running("exec sleep 1000");
-    let url = ship.exec_url("io", &["sh", "-c", "echo begin; cat; sleep 1000"]);
+    let deaf = ["sh", "-c", "echo begin; exec sleep 1000"];
+    let url = ship.exec_url("io", &deaf);
     let begin = Instant::now();
+    let often = Duration::from_millis(50);
     ship.node.call(async {
         let mut client = Client::open(&url, V5).await;
         client.until(STDOUT, "begin").await;
-        client.finish().await
+        let Client { mut to, from } = client;
+        let pings = async {
+            while to.try_raw(Message::Ping(Vec::new().into())).await.is_ok() {
+                tokio::time::sleep(often).await;
+            }
+        };
+        tokio::join!(from.finish(), pings)
     });
-    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
+    let url = ship.exec_url("io", &deaf);
+    ship.node.call(async {
+        let mut session = Session::open(&url, "v4.channel.k8s.io", "io").await;
+        session.until("begin").await;
+        // The server pings back for as long as it is there.
+        let mut pings = 0;
+        while session.to.ping(1).await.is_ok() {
+            match session.next().await {
+                Some(Frame::Ping(_)) => pings += 1,
+                Some(_) => {}
+                None => break,
+            }
+            tokio::time::sleep(often).await;
+        }
+        assert!(pings > 1, "{pings}");
+    });
+    // Nor is a client whose input is stuck waited for.
+    let url = ship.exec_url("io", &deaf);
+    ship.node.call(async {
+        let mut client = Client::open(&url, V5).await;
+        client.until(STDOUT, "begin").await;
+        let (Client { mut to, from }, chunk) = (client, vec![7; 32 << 10]);
+        let stuff = async { while to.try_send(STDIN, &chunk).await.is_ok() {} };
+        tokio::join!(from.finish(), stuff)
+    });
+    assert!(begin.elapsed() >= Duration::from_secs(3), "{:?}", begin.elapsed());
     // A client that says nothing from the start is not waited for longer either.
     ship.node.call(async {
         let mut stream = TcpStream::connect(address(&url)).await.expect("the server listens");
         stream.read_to_end(&mut Vec::new()).await.ok();
     });
-}
-
-/// An authority, and what it signs for a server or a client.
-struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        Self(rcgen::CertifiedIssuer::self_signed(params, key).expect("a certificate"))
-    }
-
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-}
-
-/// An HTTP request over TLS; the server's certificate has to be of `authority`. Answers the first line.
-async fn over_tls(
-    url: &str,
-    authority: &Authority,
-    client: Option<(String, String)>,
-) -> Result<String, std::io::Error> {
-    use rustls_pki_types::pem::PemObject;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM"))
-        .expect("an authority");
-    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let config = match client {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
-            builder.with_client_auth_cert(vec![certificate], key).expect("a certificate")
+    // Data alone keeps a stream open: of the command, and of the client.
+    let url = ship.exec_url("oe", &["sh", "-c", "for n in 1 2 3 4 5 6; do sleep 0.4; echo $n; done; exit 9"]);
+    assert_eq!(ship.node.call(async { Client::open(&url, V5).await.finish().await }).code(), 9);
+    let url = ship.exec_url("io", &["sh", "-c", "wc -c"]);
+    let outcome = ship.node.call(async {
+        let mut client = Client::open(&url, V5).await;
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            client.send(STDIN, b"x").await;
         }
-    };
-    let address = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("https://");
-    let stream = TcpStream::connect(address).await.expect("the server listens");
-    let name = ServerName::try_from("127.0.0.1").expect("a name");
-    let mut stream =
-        tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", path(url)).as_bytes()).await?;
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer).await {
-        Err(error) if answer.is_empty() => Err(error),
-        _ => Ok(String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()),
-    }
-}
-
-#[test]
-fn privileged_tls_wants_a_client_certificate_and_takes_new_files_as_they_come() {
-    let scratch = tempfile::tempdir().expect("a scratch directory");
-    let (servers, clients) = (Authority::new(), Authority::new());
-    let file = |name: &str| scratch.path().join(name);
-    // By rename, as everyone who replaces a certificate does it.
-    let put = |name: &str, text: &str| {
-        let new = scratch.path().join("new");
-        std::fs::write(&new, text).expect("a file");
-        std::fs::rename(new, file(name)).expect("a file");
-    };
-    let (certificate, key) = servers.issue("127.0.0.1");
-    put("cert.pem", &certificate);
-    put("key.pem", &key);
-    put("ca.pem", &clients.pem());
-    let quoted = |path: &Path| format!("\"{}\"", path.display());
-    let config = format!(
-        "[stream]\ntls_cert = {}\ntls_key = {}\ntls_client_ca = {}",
-        quoted(&file("cert.pem")),
-        quoted(&file("key.pem")),
-        quoted(&file("ca.pem"))
-    );
-    let ship = Ship::with(Options { config, ..Options::default() }, "tls").running("exec sleep 1000");
-    let ask = |authority, client| {
-        let url = ship.exec_url("oe", &["true"]);
-        ship.node.call(over_tls(&url, authority, client))
-    };
-    // Let in, and told that a stream needs an upgrade.
-    let answer = ask(&servers, Some(clients.issue("kubelet"))).expect("TLS");
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    ask(&servers, None).expect_err("a client without a certificate");
-    ask(&servers, Some(servers.issue("kubelet"))).expect_err("a client of another authority");
-
-    let others = Authority::new();
-    let (certificate, key) = others.issue("127.0.0.1");
-    put("key.pem", &key);
-    // The pair does not fit, and the former one stays in force.
-    ask(&servers, Some(clients.issue("kubelet"))).expect("TLS");
-    put("cert.pem", &certificate);
-    let answer = ask(&others, Some(clients.issue("kubelet"))).expect("TLS with the new certificate");
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    eventually(|| ship.node.log().contains("keeps its former certificate").then_some(()));
+        client.to.end(STDIN).await;
+        client.finish().await
+    });
+    assert_eq!(outcome.text().0, "6\n");
 }

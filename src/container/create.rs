@@ -27,7 +27,7 @@ use crate::id::{ContainerId, PodId};
 use crate::image::reference::Reference;
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
-use crate::sys::mount::clone_tree;
+use crate::sys::mount::{self, Change, clone_tree};
 use crate::task::{blocking, chain, expect_new_process};
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
@@ -219,15 +219,19 @@ impl Intended {
 
     async fn make_rootfs(self) -> Result<Rooted, ContainerError> {
         let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
-        let (name, user_ns) = (self.saved.spec.name.clone(), self.placement.place.user_ns.clone());
+        let (name, place) = (self.saved.spec.name.clone(), Arc::clone(&self.placement.place));
+        let hardened = self.placement.handler.hardened.is_some();
         let made = blocking(move || {
-            let open = |path: PathBuf| {
-                let opened = std::fs::File::open(&path).map(OwnedFd::from);
-                opened.map_err(|e| file_error("open the pod's user namespace", &path, e))
-            };
-            let options = RootfsOptions { idmap: user_ns.map(open).transpose()?, ..RootfsOptions::default() };
+            let options = RootfsOptions { idmap: user_namespace(&place)?, ..RootfsOptions::default() };
             let made = store.rootfs(&id, &image, &options);
-            made.map_err(|source| ContainerError::Rootfs { name, source: Arc::new(source) })
+            let made = made.map_err(|source| ContainerError::Rootfs { name, source: Arc::new(source) })?;
+            if hardened {
+                // There are no device nodes for it to open, and no_new_privs has made setuid programs plain ones already.
+                let change = Change { set: mount::NODEV | mount::NOSUID, ..Change::default() };
+                mount::change(&made.mount, false, &change)
+                    .map_err(|e| file_error("take setuid and devices from the rootfs of", &made.upper, e))?;
+            }
+            Ok(made)
         });
         match made.await {
             Ok(rootfs) => Ok(Rooted { intended: self, rootfs }),
@@ -300,7 +304,8 @@ impl BundleWork {
         let Self { dir, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
-        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled)?;
+        let user_ns = user_namespace(&place)?;
+        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled, user_ns.as_ref())?;
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
         let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
         let parent = place.parent();
@@ -364,7 +369,13 @@ struct ImageMounts {
 }
 
 impl ImageMounts {
-    fn make(store: &Store, saved: &mut Saved, dir: &Path, bundled: bool) -> Result<Self, ContainerError> {
+    fn make(
+        store: &Store,
+        saved: &mut Saved,
+        dir: &Path,
+        bundled: bool,
+        user_ns: Option<&OwnedFd>,
+    ) -> Result<Self, ContainerError> {
         let (mut paths, mut detached) = (BTreeMap::new(), BTreeMap::new());
         let spec = Arc::clone(&saved.spec);
         for (number, mount) in spec.mounts.iter().enumerate() {
@@ -375,8 +386,10 @@ impl ImageMounts {
                 source: Arc::new(source.into()),
             })?;
             let image = found.ok_or(ContainerError::NoImage(name))?;
-            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref()).map_err(|source| {
-                ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
+            let made = store.image_mount(&saved.id, &image, sub_path.as_deref(), user_ns);
+            let fd = made.map_err(|source| ContainerError::Rootfs {
+                name: spec.name.clone(),
+                source: Arc::new(source),
             })?;
             // What PullImage answered for it: critest compares the two.
             saved.mounted_images.insert(mount.container_path.clone(), image.id.to_string());
@@ -424,6 +437,15 @@ impl ImageMounts {
 
 /// Where images are mounted for a foreign runtime, in the bundle's directory.
 const IMAGES: &str = "images";
+
+/// The pod's user namespace, if it has one.
+fn user_namespace(place: &PodPlace) -> Result<Option<OwnedFd>, ContainerError> {
+    let open = |path: &PathBuf| {
+        let opened = std::fs::File::open(path).map(OwnedFd::from);
+        opened.map_err(|e| file_error("open the pod's user namespace", path, e))
+    };
+    place.user_ns.as_ref().map(open).transpose()
+}
 
 /// Who the container's root is on the host.
 fn host_root(mappings: &[IdMapping]) -> Option<u32> {

@@ -119,19 +119,8 @@ impl Store {
             if options.readonly { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
         let failed =
             |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
-        // Open until the overlay has references of its own.
-        let mapped = match &options.idmap {
-            None => Vec::new(),
-            Some(user_namespace) => lower
-                .iter()
-                .map(|path| map_ids(path, user_namespace))
-                .collect::<io::Result<Vec<_>>>()
-                .map_err(|source| failed("map the ids", source))?,
-        };
-        let shown = match &options.idmap {
-            None => lower.clone(),
-            Some(_) => mapped.iter().map(|mount| PathBuf::from(fd_path(mount.as_fd()))).collect(),
-        };
+        let Shown { mapped, paths: shown } =
+            Shown::of(&lower, options.idmap.as_ref()).map_err(|source| failed("map the ids", source))?;
         // The merged root shows the owner and mode of its uppermost directory.
         root_owner(&lower)
             .and_then(|layer| fs::metadata(&shown[layer]))
@@ -141,13 +130,7 @@ impl Store {
             })
             .map_err(RootfsError::io("set owner and mode of", &upper))?;
         let overlay = Overlay { lower: &shown, upper: Some((&upper, &work)), attributes };
-        let mount = match overlay.mount(&folder) {
-            // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
-            Err(_) if !mapped.is_empty() => {
-                Attached::at(&folder, &mapped).and_then(|attached| attached.overlay(&overlay, &folder))
-            }
-            mounted => mounted,
-        };
+        let mount = overlay.mount_mapped(&mapped, &folder);
         let mount = mount.map_err(|(call, source)| failed(call, source.into()))?;
         Ok(Rootfs { mount, upper })
     }
@@ -165,8 +148,8 @@ impl Store {
         attach().map_err(|source| RootfsError::Attach { target: target.to_owned(), source: source.into() })
     }
 
-    /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`. The image's
-    /// layers stay until the container is removed. Blocking.
+    /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`, with ids as
+    /// for [`RootfsOptions::idmap`]. The image's layers stay until the container is removed. Blocking.
     ///
     /// # Errors
     /// When `sub_path` does not exist in the image; it is resolved inside it.
@@ -175,6 +158,7 @@ impl Store {
         container: &ContainerId,
         image: &Image,
         sub_path: Option<&Path>,
+        idmap: Option<&OwnedFd>,
     ) -> Result<OwnedFd, RootfsError> {
         self.use_layers(container, image)?;
         let mut lower = self.lower(image)?;
@@ -182,15 +166,13 @@ impl Store {
         while lower.len() < 2 {
             lower.push(self.inner.root.join("empty"));
         }
-        let overlay = Overlay { lower: &lower, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
-        let failed = |call, source: Errno| RootfsError::Mount {
-            call,
-            image: image.id.clone(),
-            layers: lower.len(),
-            source: source.into(),
-        };
-        let mount =
-            overlay.mount(&self.container_path(container)).map_err(|(call, source)| failed(call, source))?;
+        let failed =
+            |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
+        let Shown { mapped, paths } =
+            Shown::of(&lower, idmap).map_err(|source| failed("map the ids", source))?;
+        let overlay = Overlay { lower: &paths, upper: None, attributes: MountAttrFlags::MOUNT_ATTR_RDONLY };
+        let mount = overlay.mount_mapped(&mapped, &self.container_path(container));
+        let mount = mount.map_err(|(call, source)| failed(call, source.into()))?;
         let Some(sub_path) = sub_path.filter(|path| !path.as_os_str().is_empty()) else {
             return Ok(mount);
         };
@@ -204,7 +186,7 @@ impl Store {
                     source: source.into(),
                 }
             })?;
-        clone_of(&place).map_err(|source| failed("open_tree", source))
+        clone_of(&place).map_err(|source| failed("open_tree", source.into()))
     }
 
     /// Removes a container's writable layer and releases its layers. The rootfs must be unmounted. Blocking.
@@ -308,6 +290,25 @@ fn root_owner(lower: &[PathBuf]) -> io::Result<usize> {
     Ok(0)
 }
 
+/// Layers as an overlay takes them.
+struct Shown {
+    /// Open until the overlay has references of its own; empty if no ids are mapped.
+    mapped: Vec<OwnedFd>,
+    paths: Vec<PathBuf>,
+}
+
+impl Shown {
+    fn of(lower: &[PathBuf], idmap: Option<&OwnedFd>) -> io::Result<Self> {
+        let Some(user_namespace) = idmap else {
+            return Ok(Self { mapped: Vec::new(), paths: lower.to_vec() });
+        };
+        let mapped =
+            lower.iter().map(|path| map_ids(path, user_namespace)).collect::<io::Result<Vec<_>>>()?;
+        let paths = mapped.iter().map(|mount| PathBuf::from(fd_path(mount.as_fd()))).collect();
+        Ok(Self { mapped, paths })
+    }
+}
+
 /// An overlay to be mounted.
 struct Overlay<'a> {
     /// The uppermost first; at least one, and two without `upper`.
@@ -327,6 +328,17 @@ impl Overlay<'_> {
             // its own: fsconfig collects any, within a page, and the last step finds the unknown one.
             Err((_, Errno::INVAL)) => self.mount_by_path(scratch),
             other => other,
+        }
+    }
+
+    /// As [`Overlay::mount`], where the layers are `mapped`, if any is.
+    fn mount_mapped(&self, mapped: &[OwnedFd], scratch: &Path) -> CallResult<OwnedFd> {
+        match self.mount(scratch) {
+            // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
+            Err(_) if !mapped.is_empty() => {
+                Attached::at(scratch, mapped).and_then(|attached| attached.overlay(self, scratch))
+            }
+            mounted => mounted,
         }
     }
 

@@ -29,7 +29,6 @@ ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname(
 
 # What the specs call and Debian's busybox-static is built without.
 SCRIPTS = {
-    "ipcs": "#!/bin/sh\ncat /proc/sysvipc/shm\n",
     "pgrep": """#!/bin/sh
 for process in /proc/[0-9]*; do
     read -r name 2>/dev/null <"$process/comm" || continue
@@ -45,6 +44,13 @@ httpd -f -p 80 -h /www &
 trap 'kill $!; exit 0' TERM INT QUIT
 wait
 """
+# The number of every shared memory segment, for x86-64: shmctl(SHM_INFO) for the highest index, then write() of what
+# shmctl(SHM_STAT) says is at each, from there to 0. Not a script: gVisor has the calls and no /proc/sysvipc.
+IPCS = (
+    bytes.fromhex("4881ec00010000 31ff be0e000000 4889e2 b81f000000 0f05 89c3 85db 784f 89df be0d000000 4889e2 b81f000000 0f05")
+    + bytes.fromhex("ffcb 85c0 78e5 4c8d8424f0000000 4c89c6 c6060a b90a000000 31d2 f7f1 80c230 48ffce 8816 85c0 75f0")
+    + bytes.fromhex("498d5001 4829f2 bf01000000 b801000000 0f05 ebad 31ff b83c000000 0f05")
+)
 # geteuid(), then one of two texts, for x86-64: a setuid program has to be a binary, and busybox gives the id up.
 EFFECTIVE_UID = (
     bytes.fromhex("b86b000000 0f05 85c0 488d3528000000 ba11000000 740c 488d352b000000 ba14000000")
@@ -97,9 +103,9 @@ def busybox_entries():
         if applet not in ("busybox", "sh"):
             # A hard link, as in the real image: what masks one applet's path must not mask them all.
             entries.append((f"bin/{applet}", "link", "bin/busybox", 0o755, 0, 0))
-    for program, script in SCRIPTS.items():
+    for program, content in [*((name, script.encode()) for name, script in SCRIPTS.items()), ("ipcs", elf(IPCS))]:
         if f"bin/{program}" not in [entry[0] for entry in entries]:
-            entries.append((f"bin/{program}", "file", script.encode(), 0o755, 0, 0))
+            entries.append((f"bin/{program}", "file", content, 0o755, 0, 0))
     passwd = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\ndefault-user:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
     group = "root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\nnobody:x:65534:\n"
     entries.append(("etc/passwd", "file", passwd.encode(), 0o644, 0, 0))

@@ -28,7 +28,7 @@ use crate::image::reference::Reference;
 use crate::image::{Image, Rootfs, RootfsOptions, Store, StoreError};
 use crate::monitor::client::{CreateRequest, LogTarget};
 use crate::sys::detached::Detached;
-use crate::sys::mount::clone_tree;
+use crate::sys::mount::{self, Change, clone_tree};
 use crate::task::{blocking, chain, expect_new_process};
 
 /// What makes a repeat the same call: the pod, the name and attempt, and the request itself.
@@ -222,24 +222,24 @@ impl Intended {
         let (store, id, image) = (self.all.0.store.clone(), self.saved.id.clone(), Arc::clone(&self.image));
         let (spec, place) = (Arc::clone(&self.saved.spec), Arc::clone(&self.placement.place));
         let modules = self.all.0.settings.host.modules.clone();
+        let hardened = self.placement.handler.hardened.is_some();
         let made = blocking(move || {
             let name = spec.name.clone();
             let labels = modules
                 .selinux_labels(&spec.security, place.labels())
                 .map_err(|source| ContainerError::Bundle { name: name.clone(), source: Arc::new(source) })?;
-            let open = |path: PathBuf| {
-                let opened = std::fs::File::open(&path).map(OwnedFd::from);
-                opened.map_err(|e| file_error("open the pod's user namespace", &path, e))
-            };
-            let options = RootfsOptions {
-                idmap: place.user_ns.clone().map(open).transpose()?,
-                mount_label: labels.as_ref().map(|labels| labels.mount.clone()),
-                ..RootfsOptions::default()
-            };
-            match store.rootfs(&id, &image, &options) {
-                Ok(rootfs) => Ok((rootfs, labels)),
-                Err(source) => Err(ContainerError::Rootfs { name, source: Arc::new(source) }),
+            let options = rootfs_options(&place, labels.as_ref())?;
+            let rootfs = store
+                .rootfs(&id, &image, &options)
+                .map_err(|source| ContainerError::Rootfs { name, source: Arc::new(source) })?;
+            if hardened {
+                // There are no device nodes for it to open, and no_new_privs has made setuid programs plain ones already.
+                let change = Change { set: mount::NODEV | mount::NOSUID, ..Change::default() };
+                mount::change(&rootfs.mount, false, &change).map_err(|e| {
+                    file_error("take setuid and devices from the rootfs of", &rootfs.upper, e)
+                })?;
             }
+            Ok((rootfs, labels))
         });
         match made.await {
             Ok((rootfs, labels)) => Ok(Rooted { intended: self, rootfs, labels }),
@@ -318,8 +318,8 @@ impl BundleWork {
             self;
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
-        let label = labels.as_ref().map(|labels| labels.mount.as_str());
-        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled, label)?;
+        let options = rootfs_options(&place, labels.as_ref())?;
+        let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled, &options)?;
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
         let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
         let parent = place.parent();
@@ -389,7 +389,7 @@ impl ImageMounts {
         saved: &mut Saved,
         dir: &Path,
         bundled: bool,
-        label: Option<&str>,
+        options: &RootfsOptions,
     ) -> Result<Self, ContainerError> {
         let (mut paths, mut detached) = (BTreeMap::new(), BTreeMap::new());
         let spec = Arc::clone(&saved.spec);
@@ -401,8 +401,10 @@ impl ImageMounts {
                 source: Arc::new(source.into()),
             })?;
             let image = found.ok_or(ContainerError::NoImage(name))?;
-            let fd = store.image_mount(&saved.id, &image, sub_path.as_deref(), label).map_err(|source| {
-                ContainerError::Rootfs { name: spec.name.clone(), source: Arc::new(source) }
+            let made = store.image_mount(&saved.id, &image, sub_path.as_deref(), options);
+            let fd = made.map_err(|source| ContainerError::Rootfs {
+                name: spec.name.clone(),
+                source: Arc::new(source),
             })?;
             // What PullImage answered for it: critest compares the two.
             saved.mounted_images.insert(mount.container_path.clone(), image.id.to_string());
@@ -459,6 +461,19 @@ fn is_file(opened: &OwnedFd) -> bool {
 
 /// Where images are mounted for a foreign runtime, in the bundle's directory.
 const IMAGES: &str = "images";
+
+/// How the pod wants what is mounted of images: with the ids of its user namespace and SELinux's label, if it has them.
+fn rootfs_options(place: &PodPlace, labels: Option<&SelinuxLabels>) -> Result<RootfsOptions, ContainerError> {
+    let open = |path: &PathBuf| {
+        let opened = std::fs::File::open(path).map(OwnedFd::from);
+        opened.map_err(|e| file_error("open the pod's user namespace", path, e))
+    };
+    Ok(RootfsOptions {
+        idmap: place.user_ns.as_ref().map(open).transpose()?,
+        mount_label: labels.map(|labels| labels.mount.clone()),
+        ..RootfsOptions::default()
+    })
+}
 
 /// Who the container's root is on the host.
 fn host_root(mappings: &[IdMapping]) -> Option<u32> {

@@ -39,11 +39,16 @@ pub(crate) struct Hardened {
     pub hide_processes: bool,
 }
 
-/// What not every runtime can do; announced to the kubelet, which keeps such pods from the handlers that cannot.
+/// What not every runtime can do. The first two are announced to the kubelet, which keeps such pods from the handlers that
+/// cannot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Features {
     pub recursive_read_only: bool,
     pub user_namespaces: bool,
+    /// It runs containers on a kernel of its own (gVisor), to which the namespaces of the pod mean nothing but its network.
+    pub own_kernel: bool,
+    /// A bit, by the kernel's number, for each capability that it does not know and refuses.
+    pub unknown_capabilities: u64,
 }
 
 impl Handler {
@@ -60,6 +65,7 @@ impl Handler {
             options: self.options.clone(),
             systemd_cgroup: self.systemd_cgroup,
             bundled: self.bundled,
+            own_kernel: self.features.own_kernel,
         }
     }
 }

@@ -74,6 +74,7 @@ impl PodPlace {
                 seccomp_profile: handler.seccomp_profile.as_deref(),
                 allow_unconfined: handler.allow_unconfined,
                 pids_limit: handler.pids_limit,
+                features: handler.features,
             },
         }
     }

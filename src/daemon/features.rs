@@ -1,4 +1,5 @@
-//! What a foreign OCI runtime can do, by its own word: `RUNTIME features` of the runtime-spec (runc 1.1, crun 1.8).
+//! What a foreign OCI runtime can do, by its own word: `RUNTIME features` of the runtime-spec (runc 1.1, crun 1.8), and
+//! whether it is gVisor's, by `RUNTIME --version`.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -7,10 +8,15 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::process::Command;
 
+use crate::container::bundle::capabilities_but;
 use crate::container::handler::Features;
 
 /// The start of the daemon waits for it; runc takes some 20 ms.
 const WAIT: Duration = Duration::from_secs(2);
+
+/// What a gVisor that is too old to be asked does not know: CAP_PERFMON, CAP_BPF and CAP_CHECKPOINT_RESTORE, of Linux 5.8
+/// and 5.9. Its sandbox does not start with a capability without a name (release 20221219, runsc/cmd/capability.go).
+const UNKNOWN_TO_OLD_GVISOR: u64 = 0b111 << 38;
 
 /// The part of the answer that concerns us.
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +29,7 @@ struct Answer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Linux {
+    capabilities: Vec<String>,
     mount_extensions: MountExtensions,
 }
 
@@ -45,6 +52,7 @@ pub(super) fn of_bundled() -> Features {
     Features {
         recursive_read_only: true,
         user_namespaces: is_at_least(&running.release().to_string_lossy(), (5, 19)),
+        ..Features::default()
     }
 }
 
@@ -57,25 +65,39 @@ fn is_at_least(release: &str, least: (u32, u32)) -> bool {
 /// Asks the runtime. One that is missing, too old to be asked or too slow can do nothing special: claiming too much
 /// breaks pods.
 pub(super) async fn ask(runtime: &Path) -> Features {
-    let output = Command::new(runtime)
-        .arg("features")
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    match tokio::time::timeout(WAIT, output).await {
-        Ok(Ok(output)) if output.status.success() => parse(&output.stdout),
-        _ => Features::default(),
-    }
+    let output = |word: &str| {
+        let output = Command::new(runtime)
+            .arg(word)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        async {
+            match tokio::time::timeout(WAIT, output).await {
+                Ok(Ok(output)) if output.status.success() => output.stdout,
+                _ => Vec::new(),
+            }
+        }
+    };
+    let (features, version) = futures_util::future::join(output("features"), output("--version")).await;
+    parse(&features, &version)
 }
 
-fn parse(text: &[u8]) -> Features {
-    let Ok(answer) = serde_json::from_slice::<Answer>(text) else { return Features::default() };
+fn parse(features: &[u8], version: &[u8]) -> Features {
+    let own_kernel = version.starts_with(b"runsc version ");
+    let Ok(answer) = serde_json::from_slice::<Answer>(features) else {
+        let unknown_capabilities = if own_kernel { UNKNOWN_TO_OLD_GVISOR } else { 0 };
+        return Features { own_kernel, unknown_capabilities, ..Features::default() };
+    };
+    let known = &answer.linux.capabilities;
     Features {
         recursive_read_only: answer.mount_options.iter().any(|option| option == "rro"),
         // Volumes of a pod with a user namespace come with mappings of their own.
         user_namespaces: answer.linux.mount_extensions.idmap.enabled,
+        own_kernel,
+        // Who names none has not said.
+        unknown_capabilities: if known.is_empty() { 0 } else { capabilities_but(known) },
     }
 }
 
@@ -85,11 +107,21 @@ mod tests {
 
     #[test]
     fn a_runtime_can_do_what_it_says_and_no_more() {
+        let rro = Features { recursive_read_only: true, ..Features::default() };
         let both = br#"{"mountOptions":["ro","rro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}"#;
-        assert_eq!(parse(both), Features { recursive_read_only: true, user_namespaces: true });
+        assert_eq!(parse(both, b"runc version 1.2.0"), Features { user_namespaces: true, ..rro });
         let runc_1_1 = br#"{"ociVersionMin":"1.0.0","mountOptions":["rro"],"linux":{"namespaces":["user"]}}"#;
-        assert_eq!(parse(runc_1_1), Features { recursive_read_only: true, user_namespaces: false });
-        assert_eq!(parse(b"Incorrect Usage"), Features::default());
+        assert_eq!(parse(runc_1_1, b"runc version 1.1.5"), rro);
+        assert_eq!(parse(b"Incorrect Usage", b""), Features::default());
+    }
+
+    #[test]
+    fn a_runtime_is_not_asked_for_capabilities_that_it_does_not_know() {
+        let one = br#"{"linux":{"capabilities":["CAP_CHOWN","CAP_DAC_READ_SEARCH"]}}"#;
+        assert_eq!(parse(one, b"").unknown_capabilities, ((1 << 41) - 1) & !0b101);
+        let gvisor = b"runsc version 0.0~20221219.0\nspec: 1.0.2-dev\n";
+        let old = Features { own_kernel: true, unknown_capabilities: 0b111 << 38, ..Features::default() };
+        assert_eq!(parse(b"", gvisor), old);
     }
 
     #[test]

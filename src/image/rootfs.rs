@@ -112,52 +112,37 @@ impl Store {
         let (upper, work) = (folder.join("upper"), folder.join("work"));
         let make_empty = |path: &Path| {
             let name = path.file_name().expect("both have a name");
-            remove_tree(opened.as_fd(), name).map_err(RootfsError::io("empty", path))?;
-            fs::DirBuilder::new().mode(0o700).create(path).map_err(RootfsError::io("create", path))
+            remove_tree(opened.as_fd(), name)?;
+            fs::DirBuilder::new().mode(0o700).create(path)
         };
-        make_empty(&upper)?;
-        make_empty(&work)?;
+        for path in [&upper, &work] {
+            make_empty(path).map_err(RootfsError::io("make an empty directory at", path))?;
+        }
         self.inner.writable.forget(container);
         let lower = self.lower(image)?;
         let attributes =
             if options.readonly { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
         let failed =
             |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
-        let (near, near_upper) = (self.near(&lower), self.near(&[upper.clone(), work.clone()]));
-        // Open until the overlay has references of its own.
-        let mapped = match &options.idmap {
-            None => Vec::new(),
-            Some(user_namespace) => near
-                .paths
-                .iter()
-                .map(|path| map_ids(path, user_namespace))
-                .collect::<io::Result<Vec<_>>>()
-                .map_err(|source| failed("map the ids", source))?,
-        };
-        let shown = match &options.idmap {
-            None => near.paths.clone(),
-            Some(_) => mapped.iter().map(|mount| PathBuf::from(fd_path(mount.as_fd()))).collect(),
-        };
+        let shown = self
+            .show(&lower, options.idmap.as_ref())
+            .map_err(|source| failed("map the ids of the layers", source))?;
+        let own = self.near(&[upper.clone(), work.clone()]);
         // The merged root shows the owner and mode of its uppermost directory.
         root_owner(&lower)
-            .and_then(|layer| fs::metadata(&shown[layer]))
+            .and_then(|layer| fs::metadata(&shown.paths[layer]))
             .and_then(|root| {
                 std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid()))?;
                 fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
             })
             .map_err(RootfsError::io("set owner and mode of", &upper))?;
-        let label = options.mount_label.as_deref();
-        let upper_and_work = Some((near_upper.paths[0].as_path(), near_upper.paths[1].as_path()));
-        let overlay = Overlay { lower: &shown, upper: upper_and_work, attributes, label };
-        let mount = match overlay.mount(&folder) {
-            // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
-            Err(_) if !mapped.is_empty() => {
-                // The kernel marks it as `volatile` before it looks at the layers, and then takes it only once.
-                make_empty(&work)?;
-                Attached::at(&folder, &mapped).and_then(|attached| attached.overlay(&overlay, &folder))
-            }
-            mounted => mounted,
+        let overlay = Overlay {
+            lower: &shown.paths,
+            upper: Some((&own.paths[0], &own.paths[1])),
+            attributes,
+            label: options.mount_label.as_deref(),
         };
+        let mount = overlay.mount_mapped(&shown.mapped, &folder, || make_empty(&work));
         let mount = mount.map_err(|(call, source)| failed(call, source.into()))?;
         Ok(Rootfs { mount, upper })
     }
@@ -175,8 +160,8 @@ impl Store {
         attach().map_err(|source| RootfsError::Attach { target: target.to_owned(), source: source.into() })
     }
 
-    /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`. The image's
-    /// layers stay until the container is removed. `label` is as [`RootfsOptions::mount_label`]. Blocking.
+    /// A read-only detached mount of `image`, or of the directory or file `sub_path` in it, for `container`, with ids and
+    /// label as for a rootfs. The image's layers stay until the container is removed. Blocking.
     ///
     /// # Errors
     /// When `sub_path` does not exist in the image; it is resolved inside it.
@@ -185,7 +170,7 @@ impl Store {
         container: &ContainerId,
         image: &Image,
         sub_path: Option<&Path>,
-        label: Option<&str>,
+        options: &RootfsOptions,
     ) -> Result<OwnedFd, RootfsError> {
         self.use_layers(container, image)?;
         let mut lower = self.lower(image)?;
@@ -193,17 +178,21 @@ impl Store {
         while lower.len() < 2 {
             lower.push(self.inner.root.join("empty"));
         }
-        let near = self.near(&lower);
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
-        let overlay = Overlay { lower: &near.paths, upper: None, attributes, label };
-        let failed = |call, source: Errno| RootfsError::Mount {
-            call,
-            image: image.id.clone(),
-            layers: lower.len(),
-            source: source.into(),
+        let failed =
+            |call, source| RootfsError::Mount { call, image: image.id.clone(), layers: lower.len(), source };
+        let shown = self
+            .show(&lower, options.idmap.as_ref())
+            .map_err(|source| failed("map the ids of the layers", source))?;
+        let overlay = Overlay {
+            lower: &shown.paths,
+            upper: None,
+            attributes: MountAttrFlags::MOUNT_ATTR_RDONLY,
+            label: options.mount_label.as_deref(),
         };
-        let mount =
-            overlay.mount(&self.container_path(container)).map_err(|(call, source)| failed(call, source))?;
+        let scratch = self.container_path(container);
+        let mount = overlay
+            .mount_mapped(&shown.mapped, &scratch, || Ok(()))
+            .map_err(|(call, source)| failed(call, source.into()))?;
         let Some(sub_path) = sub_path.filter(|path| !path.as_os_str().is_empty()) else {
             return Ok(mount);
         };
@@ -214,10 +203,10 @@ impl Store {
         })?;
         match clone_of(&place) {
             // Before Linux 6.15 only mounts in the caller's namespace can be copied.
-            Err(Errno::INVAL) => Attached::at(&self.container_path(container), &[&mount])
+            Err(Errno::INVAL) => Attached::at(&scratch, &[&mount])
                 .and_then(|attached| attached.part(sub_path))
-                .map_err(|(call, source)| failed(call, source)),
-            cloned => cloned.map_err(|source| failed("open_tree", source)),
+                .map_err(|(call, source)| failed(call, source.into())),
+            cloned => cloned.map_err(|source| failed("open_tree", source.into())),
         }
     }
 
@@ -311,24 +300,42 @@ impl Store {
     }
 }
 
-/// Directories of the store as overlayfs is best given them.
-struct Near {
+/// Directories of the store as an overlay takes them.
+struct Shown {
     paths: Vec<PathBuf>,
-    /// What the paths name, where they are descriptors.
+    /// Detached mounts that the paths name; empty if no ids are mapped.
+    mapped: Vec<OwnedFd>,
+    /// Other descriptors that they name. Both are open until the overlay has references of its own.
     _opened: Vec<OwnedFd>,
+}
+
+impl Shown {
+    fn opened(opened: Vec<OwnedFd>) -> Self {
+        Self { paths: Self::names(&opened), mapped: Vec::new(), _opened: opened }
+    }
+
+    fn names(opened: &[OwnedFd]) -> Vec<PathBuf> {
+        opened.iter().map(|opened| PathBuf::from(fd_path(opened.as_fd()))).collect()
+    }
 }
 
 impl Store {
     /// `paths` through the store's own mount if all of them can be reached there, else as they are.
-    fn near(&self, paths: &[PathBuf]) -> Near {
+    fn near(&self, paths: &[PathBuf]) -> Shown {
         let open = |path: &PathBuf| self.inner.detached.as_ref()?.open(path);
         match paths.iter().map(open).collect::<Option<Vec<OwnedFd>>>() {
-            Some(opened) => {
-                let paths = opened.iter().map(|opened| PathBuf::from(fd_path(opened.as_fd()))).collect();
-                Near { paths, _opened: opened }
-            }
-            None => Near { paths: paths.to_vec(), _opened: Vec::new() },
+            Some(opened) => Shown::opened(opened),
+            None => Shown { paths: paths.to_vec(), mapped: Vec::new(), _opened: Vec::new() },
         }
+    }
+
+    /// Layers, with ids as `idmap` maps them.
+    fn show(&self, lower: &[PathBuf], idmap: Option<&OwnedFd>) -> io::Result<Shown> {
+        let near = self.near(lower);
+        let Some(user_namespace) = idmap else { return Ok(near) };
+        let map = |path: &PathBuf| map_ids(path, user_namespace);
+        let mapped = near.paths.iter().map(map).collect::<io::Result<Vec<_>>>()?;
+        Ok(Shown { paths: Shown::names(&mapped), mapped, _opened: Vec::new() })
     }
 }
 
@@ -363,6 +370,24 @@ impl Overlay<'_> {
             // its own: fsconfig collects any, within a page, and the last step finds the unknown one.
             Err((_, Errno::INVAL)) => self.mount_by_path(scratch),
             other => other,
+        }
+    }
+
+    /// As [`Overlay::mount`], where the layers are `mapped`, if any is. `again` makes the work directory new.
+    fn mount_mapped(
+        &self,
+        mapped: &[OwnedFd],
+        scratch: &Path,
+        again: impl FnOnce() -> io::Result<()>,
+    ) -> CallResult<OwnedFd> {
+        match self.mount(scratch) {
+            // Before Linux 6.15 overlayfs takes layers only from mounts in the caller's namespace.
+            Err(_) if !mapped.is_empty() => {
+                // The kernel marks it as `volatile` before it looks at the layers, and then takes it only once.
+                again().map_err(|err| ("empty the work directory", errno(&err)))?;
+                Attached::at(scratch, mapped).and_then(|attached| attached.overlay(self, scratch))
+            }
+            mounted => mounted,
         }
     }
 

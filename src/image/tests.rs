@@ -485,7 +485,8 @@ fn privileged_an_image_volume_is_read_only_and_its_sub_path_stays_inside() {
         .finish();
     let image = bench.put(&[layer], "0", &[ONE]);
     let id = ContainerId::random();
-    let mount = |path: Option<&str>| bench.store().image_mount(&id, &image, path.map(Path::new), None);
+    let options = RootfsOptions::default();
+    let mount = |path: Option<&str>| bench.store().image_mount(&id, &image, path.map(Path::new), &options);
     let whole = mount(None).unwrap();
     assert_eq!(read_at(&whole, "data/deep/f").unwrap(), "1");
     let err = write_at(&whole, "x", "1").unwrap_err();
@@ -502,7 +503,7 @@ fn privileged_an_image_volume_is_read_only_and_its_sub_path_stays_inside() {
 }
 
 #[test]
-fn privileged_files_of_a_rootfs_appear_as_a_user_namespace_maps_them() {
+fn privileged_files_of_a_rootfs_or_an_image_volume_appear_as_a_user_namespace_maps_them() {
     let bench = Bench::new();
     let image = bench.put(&[base()], "0", &[ONE]);
     // A process in a user namespace of its own lends its namespace.
@@ -528,6 +529,12 @@ fn privileged_files_of_a_rootfs_appear_as_a_user_namespace_maps_them() {
     // Copied up when it is changed, and still the container's.
     write_at(&rootfs.mount, "etc/os", "mine").unwrap();
     assert_eq!(fs::metadata(rootfs.upper.join("etc/os")).unwrap().uid(), 100_000);
+    for path in [None, Some(Path::new("etc"))] {
+        let volume = bench.store().image_mount(&id, &image, path, &options).unwrap();
+        let name = if path.is_some() { "os" } else { "etc/os" };
+        let stat = rustix::fs::statat(&volume, name, rustix::fs::AtFlags::empty()).unwrap();
+        assert_eq!((stat.st_uid, stat.st_gid), (100_000, 100_000), "{path:?}");
+    }
     child.stdin.take();
     child.wait().unwrap();
 }

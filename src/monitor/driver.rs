@@ -48,8 +48,11 @@ pub(super) struct Container {
 #[derive(Debug)]
 pub(super) struct Exec {
     pub(super) id: String,
+    container: String,
     /// 0 until the runtime has started it.
     pub(super) pid: i32,
+    /// Its number in the runtime's own kernel, where that has one; `pid` is then a process that only waits for it.
+    inner: Option<i32>,
     timeout: Option<Duration>,
     pub(super) deadline: Option<Instant>,
     pub(super) timed_out: bool,
@@ -79,12 +82,27 @@ pub(super) struct Job {
 /// What a job's end means.
 #[derive(Debug)]
 enum Then {
-    Create { pid_file: PathBuf, console: Option<Console> },
+    Create {
+        pid_file: PathBuf,
+        console: Option<Console>,
+    },
     Start,
     State(ContainerState),
     Delete,
-    Nothing { file: Option<PathBuf> },
-    Exec { exec: String, pid_file: PathBuf, process_file: PathBuf, console: Option<Console> },
+    Nothing {
+        file: Option<PathBuf>,
+    },
+    Exec {
+        exec: String,
+        pid_file: PathBuf,
+        inner_pid_file: Option<PathBuf>,
+        process_file: PathBuf,
+        console: Option<Console>,
+    },
+    /// The exec's own process has got SIGKILL by the runtime.
+    KillExec {
+        exec: String,
+    },
 }
 
 /// Where a runtime delivers the terminal of a new process.
@@ -206,10 +224,10 @@ impl Supervisor {
             }
             Request::Exec(exec) => self.exec(to, exec, fds)?,
             Request::ExecKill { exec } => {
-                if let Some(exec) = self.execs.iter_mut().find(|known| known.id == exec) {
-                    exec.killed = true;
-                    if exec.pid != 0 {
-                        reap::kill_tree(exec.pid);
+                if let Some(place) = self.execs.iter().position(|known| known.id == exec) {
+                    self.execs[place].killed = true;
+                    if self.execs[place].pid != 0 {
+                        self.kill_exec(place);
                     }
                 }
                 return Ok(Some(Reply::Done));
@@ -332,7 +350,8 @@ impl Supervisor {
         if fds.len() != marked.iter().filter(|marked| **marked).count() {
             return Err(invalid("the number of descriptors does not fit the request"));
         }
-        let bundle = self.in_state(&exec.container, &[ContainerState::Running])?.bundle.clone();
+        let container = self.in_state(&exec.container, &[ContainerState::Running])?;
+        let (bundle, own_kernel) = (container.bundle.clone(), container.runtime.own_kernel);
         let number = self.number();
         let process_file = bundle.join(format!("exec-{number}.json"));
         let pid_file = bundle.join(format!("exec-{number}.pid"));
@@ -344,6 +363,10 @@ impl Supervisor {
             "--pid-file".into(),
             pid_file.clone().into(),
         ];
+        let inner_pid_file = own_kernel.then(|| bundle.join(format!("exec-{number}.inner")));
+        if let Some(file) = &inner_pid_file {
+            args.extend(["--internal-pid-file".into(), file.clone().into()]);
+        }
         let console = match exec.terminal {
             true => {
                 let console = Console::new(&bundle, number).map_err(system("make a console socket"))?;
@@ -364,7 +387,7 @@ impl Supervisor {
             args,
             timeout_ms: exec.start_timeout_ms,
             reply: Some(to),
-            then: Then::Exec { exec: exec.exec.clone(), pid_file, process_file, console },
+            then: Then::Exec { exec: exec.exec.clone(), pid_file, inner_pid_file, process_file, console },
             stdio: (!exec.terminal).then_some(stdio),
             keep: &[],
         };
@@ -372,7 +395,9 @@ impl Supervisor {
         let timeout = (exec.timeout_ms != 0).then(|| Duration::from_millis(exec.timeout_ms));
         self.execs.push(Exec {
             id: exec.exec,
+            container: exec.container,
             pid: 0,
+            inner: None,
             timeout,
             deadline: None,
             timed_out: false,
@@ -480,6 +505,32 @@ impl Supervisor {
             self.simple_unanswered(id, "resume", timeout_ms)?;
         }
         Ok(None)
+    }
+
+    /// Kills the tree of an exec's process; in a runtime's own kernel its first process, all that the runtime can reach.
+    pub(super) fn kill_exec(&mut self, place: usize) {
+        /// It is one message to a process that waits for such.
+        const KILL_MS: u64 = 10_000;
+        let Exec { id, container, pid, inner, .. } = &self.execs[place];
+        let (pid, container, exec) = (*pid, container.clone(), id.clone());
+        let Some(inner) = inner else { return reap::kill_tree(pid) };
+        let call = Call {
+            stage: "kill",
+            args: vec![
+                "--pid".into(),
+                inner.to_string().into(),
+                container.clone().into(),
+                rustix::process::Signal::KILL.as_raw().to_string().into(),
+            ],
+            timeout_ms: KILL_MS,
+            reply: None,
+            then: Then::KillExec { exec },
+            stdio: None,
+            keep: &[],
+        };
+        if self.call(&container, call).is_err() {
+            reap::kill_tree(pid);
+        }
     }
 
     fn simple_unanswered(&mut self, id: &str, stage: &'static str, timeout_ms: u64) -> Result<(), Failure> {
@@ -630,13 +681,23 @@ impl Supervisor {
                 answer(failure)
             }
             Then::Delete => (self.deleted(job, failure), Vec::new()),
-            Then::Exec { exec, pid_file, process_file, console } => {
+            Then::KillExec { exec } => {
+                // Ended already, unless it could not be reached. What stood for it here is then all that is left to end.
+                if let Some(exec) = self.execs.iter().find(|known| known.id == *exec) {
+                    reap::kill_tree(exec.pid);
+                }
+                answer(failure)
+            }
+            Then::Exec { exec, pid_file, inner_pid_file, process_file, console } => {
                 let started = match failure {
                     Some(failure) => Err(failure),
-                    None => self.exec_started(exec, pid_file, console.as_ref()),
+                    None => self.exec_started(exec, pid_file, inner_pid_file.as_deref(), console.as_ref()),
                 };
-                fs::remove_file(process_file).ok();
-                fs::remove_file(pid_file).ok();
+                for file in
+                    [Some(process_file), Some(pid_file), inner_pid_file.as_ref()].into_iter().flatten()
+                {
+                    fs::remove_file(file).ok();
+                }
                 match started {
                     Ok((pid, terminal)) => (Some(Reply::ExecStarted { pid }), terminal.into_iter().collect()),
                     Err(failure) => {
@@ -671,18 +732,21 @@ impl Supervisor {
         &mut self,
         id: &str,
         pid_file: &Path,
+        inner_pid_file: Option<&Path>,
         console: Option<&Console>,
     ) -> Result<(i32, Option<OwnedFd>), Failure> {
         let pid = read_pid(pid_file)?;
+        let inner = inner_pid_file.map(read_pid).transpose()?;
         let terminal =
             console.map(|console| console.take().map_err(system("take the terminal"))).transpose()?;
-        if let Some(exec) = self.execs.iter_mut().find(|exec| exec.id == id) {
-            exec.pid = pid;
+        if let Some(place) = self.execs.iter().position(|exec| exec.id == id) {
+            let exec = &mut self.execs[place];
+            (exec.pid, exec.inner) = (pid, inner);
+            exec.deadline = exec.timeout.map(|timeout| Instant::now() + timeout);
             if exec.killed {
                 // Its end is reported as that of any other.
-                reap::kill_tree(pid);
+                self.kill_exec(place);
             }
-            exec.deadline = exec.timeout.map(|timeout| Instant::now() + timeout);
         }
         Ok((pid, terminal))
     }

@@ -449,10 +449,11 @@ impl Supervisor {
             job.timed_out = true;
             reap::kill_tree(job.pid);
         }
-        for exec in &mut self.execs {
+        for place in 0..self.execs.len() {
+            let exec = &mut self.execs[place];
             if exec.deadline.is_some_and(|deadline| deadline <= now) {
                 (exec.deadline, exec.timed_out) = (None, true);
-                reap::kill_tree(exec.pid);
+                self.kill_exec(place);
             }
         }
     }

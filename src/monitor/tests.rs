@@ -25,6 +25,8 @@ while [ $# -gt 0 ]; do
     create|start|kill|delete|exec|pause|resume|update) command=$1 ;;
     --bundle) bundle=$2; shift ;;
     --pid-file) pid_file=$2; shift ;;
+    --internal-pid-file) inner=$2; shift ;;
+    --pid) pid=$2; shift ;;
     --process) process=$2; shift ;;
     --log) log=$2; shift ;;
     --root) root=$2; shift ;;
@@ -52,7 +54,12 @@ exec)
     while [ -e "$bundle/hold" ]; do sleep 0.01; done
     exec 3<&0
     sh "$bundle/exec" <&3 3<&- &
+    if [ "$inner" ]; then
+        echo $! > "$inner"
+        sh -c "while [ -d /proc/$! ]; do sleep 0.01; done" &
+    fi
     echo $! > "$pid_file" ;;
+kill) kill -9 "$pid" ;;
 delete) kill -9 "$(cat "$(cat "$root/$id")/pid")" 2> /dev/null; rm -f "$root/$id" ;;
 esac
 exit 0
@@ -235,6 +242,7 @@ impl Fixture {
             options: Vec::new(),
             systemd_cgroup: false,
             bundled: false,
+            own_kernel: false,
         };
         let mut create = Create {
             container: id.into(),
@@ -426,6 +434,38 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
     assert_eq!(monitor.event(), expected);
     // The end of the pipe is the end of every process of the tree.
     assert_eq!(fs::File::from(read).read_to_end(&mut Vec::new()).expect("read"), 0);
+}
+
+#[test]
+fn the_timeout_of_an_exec_reaches_into_a_runtimes_own_kernel() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.create_with("c", "exec sleep 1000", |create| create.runtime.own_kernel = true);
+    monitor.start("c");
+    fs::write(monitor.dir.path().join("c/exec"), "exec sleep 1000").expect("a script");
+    let (read, write) = pipe();
+    let exec = Exec {
+        exec: "e".into(),
+        container: "c".into(),
+        process: "{}".into(),
+        terminal: false,
+        stdin: false,
+        stdout: true,
+        stderr: false,
+        timeout_ms: 100,
+        start_timeout_ms: 10_000,
+        streams: false,
+    };
+    assert!(matches!(monitor.ask(Request::Exec(exec), &[write]), Reply::ExecStarted { .. }));
+    let event = monitor.event();
+    assert!(matches!(event, Event::ExecExited { timed_out: true, .. }), "{event:?}");
+    // The process that the runtime was told to kill is nobody's child that the monitor knows of, and it has ended.
+    assert_eq!(fs::File::from(read).read(&mut [0]).expect("the end of its output"), 0);
+    let left: Vec<_> = fs::read_dir(monitor.dir.path().join("c"))
+        .expect("the bundle")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("exec-"))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
 }
 
 #[test]

@@ -214,6 +214,10 @@ pub(crate) struct Runtime {
     pub systemd_cgroup: bool,
     /// Our own sandbox: takes mounts by file descriptor.
     pub bundled: bool,
+    /// What is in its containers are no processes of this machine's kernel (gVisor): a process here stands for each of
+    /// them, and signals have to be passed on by the runtime.
+    #[serde(default)]
+    pub own_kernel: bool,
 }
 
 /// Descriptors: those of stdin, stdout and stderr that are marked here, in this order. With a terminal there are

@@ -29,6 +29,11 @@ fn privileged_gvisor_runs_a_pod_with_our_network_logs_exec_and_stats() {
     assert!(lines.iter().any(|line| line.contains("Starting gVisor")), "{lines:?}");
     assert!(lines.iter().any(|line| line.contains(&ip)), "{ip} is not in {lines:?}");
     assert_eq!(node.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 7"]).exit_code, 7);
+    // Its kernel has the pod's name, and a command whose time is up ends in there.
+    assert_eq!(node.output(&id, "hostname").trim(), config.hostname);
+    let status = node.try_exec(&id, &["sleep", "4321"], 1).expect_err("a timeout");
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{}", status.message());
+    assert_eq!(node.output(&id, "ps | grep -c '[s]leep 4321' || true").trim(), "0");
     let request = ContainerStatsRequest { container_id: id.clone() };
     let stats = node.call(node.runtime.clone().container_stats(request)).expect("stats").into_inner().stats;
     let memory = stats.and_then(|stats| stats.memory).and_then(|memory| memory.working_set_bytes);

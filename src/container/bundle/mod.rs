@@ -22,7 +22,7 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder};
 
 use super::cdi::{self, CdiError};
-use super::handler::Hardened;
+use super::handler::{Features, Hardened};
 use super::hardened::{self, Forbidden};
 use super::spec::{ContainerSpec, MountSource, Namespaces};
 use super::user::{self, ContainerUser, UserError};
@@ -31,7 +31,7 @@ use crate::sys::cgroup::Hierarchy;
 
 pub(crate) use linux::{MASKED, READONLY, cgroups_path, resources};
 pub(crate) use lsm::{PodLabels, SecurityModules, SelinuxLabels};
-pub(crate) use process::{StopSignal, stop_signal};
+pub(crate) use process::{StopSignal, capabilities_but, stop_signal};
 
 /// What a container takes from its pod.
 ///
@@ -74,11 +74,13 @@ pub(crate) struct Confines<'a> {
     pub(crate) allow_unconfined: bool,
     /// Before the host's.
     pub(crate) pids_limit: Option<i64>,
+    pub(crate) features: Features,
 }
 
 impl Default for Confines<'_> {
     fn default() -> Self {
-        Self { hardened: None, seccomp_profile: None, allow_unconfined: true, pids_limit: None }
+        let features = Features::default();
+        Self { hardened: None, seccomp_profile: None, allow_unconfined: true, pids_limit: None, features }
     }
 }
 
@@ -299,7 +301,8 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
     }
     let stop_signal = stop_signal(input.spec, input.image)?;
 
-    let capabilities = process::capabilities(security, input.host, &mut warnings)?;
+    let features = input.pod.confines.features;
+    let capabilities = process::capabilities(security, input.host, features, &mut warnings)?;
     let labels = input.labels;
     let process = process::process(input, &who, &capabilities, &edits, labels, &mut warnings)?;
     let devices = devices::devices(input, &edits.devices, who.user.uid, &mut warnings)?;
@@ -315,8 +318,11 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
         .linux(linux)
         .annotations(annotations(input))
         .build()?;
-    // The pod's monitor named its UTS namespace; the builder would name it once more.
-    spec.set_hostname(None);
+    // The pod's monitor named its UTS namespace; the builder would name it once more. A kernel of the runtime's own has
+    // not heard of that one.
+    let hostname =
+        (features.own_kernel && !input.pod.hostname.is_empty()).then(|| input.pod.hostname.to_owned());
+    spec.set_hostname(hostname);
     let mut sources = mounts.sources;
     if let Some(own) = input.pod.confines.hardened {
         let (masked, readonly) = (&linux::MASKED, &linux::READONLY);

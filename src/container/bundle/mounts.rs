@@ -202,7 +202,9 @@ fn request(input: &BundleInput<'_>, mount: &spec::Mount) -> Result<Planned, Bund
         (false, false) => "rw",
     };
     let mut planned = bind(place, source, &[propagation, access])?;
-    if !mount.uid_mappings.is_empty() {
+    // An image's layers have the pod's ids already; the overlay of them takes no mapping.
+    let mapped = matches!(mount.source, MountSource::Image { .. });
+    if !mount.uid_mappings.is_empty() && !mapped {
         planned.mount.set_uid_mappings(Some(mappings(&mount.uid_mappings)?));
         planned.mount.set_gid_mappings(Some(mappings(&mount.gid_mappings)?));
     }

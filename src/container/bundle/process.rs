@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::lsm::SelinuxLabels;
 use super::{BundleError, BundleInput, Host};
 use crate::container::cdi::Edits;
+use crate::container::handler::Features;
 use crate::container::spec::{ContainerSpec, Security};
 use crate::container::user::Resolved;
 use crate::sys::signal;
@@ -79,6 +80,12 @@ pub(super) fn capabilities_in(mask: u64) -> Vec<Capability> {
     BY_NUMBER.iter().enumerate().filter(|(n, _)| mask & (1 << n) != 0).map(|(_, one)| *one).collect()
 }
 
+/// A bit for each capability that is not among `known`, which has them by their names.
+pub(crate) fn capabilities_but(known: &[String]) -> u64 {
+    let unknown = BY_NUMBER.iter().map(|one| !known.contains(&format!("CAP_{one}")));
+    unknown.enumerate().fold(0, |mask, (number, unknown)| mask | u64::from(unknown) << number)
+}
+
 /// The sets of one container: what it may use, and what survives an exec as non-root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CapabilitySets {
@@ -103,9 +110,12 @@ impl CapabilitySets {
 pub(super) fn capabilities(
     security: &Security,
     host: &Host,
+    features: Features,
     warnings: &mut Vec<String>,
 ) -> Result<CapabilitySets, BundleError> {
     let asked = &security.capabilities;
+    let unknown = capabilities_in(features.unknown_capabilities);
+    let there = |one: &Capability| host.capabilities.contains(one) && !unknown.contains(one);
     let all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
     let named = |names: &[String]| {
         names
@@ -114,7 +124,7 @@ pub(super) fn capabilities(
             .map(|name| parse(name))
             .collect::<Result<Vec<_>, _>>()
     };
-    let everything = || host.capabilities.iter().copied().collect::<HashSet<_>>();
+    let everything = || host.capabilities.iter().copied().filter(there).collect::<HashSet<_>>();
     let mut effective: HashSet<Capability> = if security.privileged {
         everything()
     } else {
@@ -138,14 +148,15 @@ pub(super) fn capabilities(
     };
     effective.extend(&ambient);
     let mut missing: Vec<String> =
-        effective.iter().filter(|one| !host.capabilities.contains(one)).map(ToString::to_string).collect();
+        effective.iter().filter(|one| !there(one)).map(ToString::to_string).collect();
     if !missing.is_empty() {
         missing.sort();
-        warnings
-            .push(format!("capabilities {} are left out: this host does not have them", missing.join(", ")));
+        warnings.push(format!(
+            "capabilities {} are left out: this host or the handler's runtime does not have them",
+            missing.join(", ")
+        ));
     }
-    let have =
-        |set: HashSet<Capability>| set.into_iter().filter(|one| host.capabilities.contains(one)).collect();
+    let have = |set: HashSet<Capability>| set.into_iter().filter(there).collect();
     Ok(CapabilitySets { effective: have(effective), ambient: have(ambient) })
 }
 

@@ -24,6 +24,7 @@ struct Fixture {
     hardened: Option<Hardened>,
     seccomp_profile: Option<PathBuf>,
     never_unconfined: bool,
+    features: Features,
     scratch: tempfile::TempDir,
 }
 
@@ -61,6 +62,7 @@ impl Fixture {
             hardened: None,
             seccomp_profile: None,
             never_unconfined: false,
+            features: Features::default(),
             scratch,
         }
     }
@@ -71,6 +73,7 @@ impl Fixture {
             seccomp_profile: self.seccomp_profile.as_deref(),
             allow_unconfined: !self.never_unconfined,
             pids_limit: None,
+            features: self.features,
         }
     }
 
@@ -226,8 +229,23 @@ fn capabilities_start_from_nine_and_none_is_ever_inheritable() {
     fixture.host.capabilities.retain(|one| *one != Capability::SysResource);
     assert_eq!(
         fixture.generate().unwrap().warnings,
-        ["capabilities SYS_RESOURCE are left out: this host does not have them"]
+        ["capabilities SYS_RESOURCE are left out: this host or the handler's runtime does not have them"]
     );
+}
+
+#[test]
+fn a_runtime_with_its_own_kernel_is_told_the_pods_name_and_no_capability_that_it_does_not_know() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.json().get("hostname"), None);
+    let known: Vec<String> = ["CAP_CHOWN", "CAP_SYS_ADMIN"].map(str::to_owned).into();
+    fixture.features.own_kernel = true;
+    fixture.features.unknown_capabilities = capabilities_but(&known);
+    fixture.spec.security.capabilities.add = texts(&["ALL"]);
+    let spec = fixture.json();
+    assert_eq!(spec["hostname"], "web-0");
+    let mut capabilities = strings(&spec["process"]["capabilities"]["bounding"]);
+    capabilities.sort_unstable();
+    assert_eq!(capabilities, ["CAP_CHOWN", "CAP_SYS_ADMIN"]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Arena {
             config += &format!("[handlers.{handler}]\npath = \"{}\"\n", runtime.display());
         }
         if handler == "runsc" {
-            config += "options = [\"--platform=ptrace\", \"--network=host\"]\nsystemd_cgroup = false\n";
+            config += "options = [\"--platform=ptrace\", \"--network=host\", \"--oci-seccomp\"]\nsystemd_cgroup = false\n";
         }
         let node = Node::with(Options { handler: handler.to_owned(), config });
         let arena = Self { node, scratch, runtime };

@@ -26,6 +26,7 @@ pub(crate) mod exec;
 mod exit;
 pub(crate) mod handler;
 pub(crate) mod hardened;
+mod held;
 mod metrics;
 pub(crate) mod place;
 mod reclaim;

@@ -101,6 +101,14 @@ impl Containers {
             let (destination, handler) = (mount.container_path.clone(), placement.handler.name.clone());
             return Err(ContainerError::RecursiveReadOnly { destination, handler });
         }
+        if placement.handler.bundled {
+            // Before each of them is an open file.
+            placement.monitor.check_mounts(spec.mounts.len()).map_err(|source| ContainerError::Monitor {
+                verb: "create",
+                name: spec.name.clone(),
+                source: Arc::new(source),
+            })?;
+        }
         let target = self.target(&placement.pod, &spec)?;
         expect_new_process();
         let intended = Intended::new(self, placement, spec, target).await?;

@@ -267,7 +267,7 @@ impl Refusal for MonitorError {
             Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
             Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
             Self::Timeout { .. } => Kind::DeadlineExceeded,
-            Self::TooManySessions => Kind::ResourceExhausted,
+            Self::TooManySessions | Self::TooManyMounts { .. } => Kind::ResourceExhausted,
             // Including a container that the monitor lost: NotFound would tell the kubelet that it never was.
             _ => Kind::Internal,
         }

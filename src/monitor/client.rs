@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +76,11 @@ pub(crate) enum MonitorError {
     Unsupported { what: &'static str },
     #[error("the monitor answered {what} with something else")]
     Confused { what: &'static str },
+    #[error(
+        "the container has {mounts} mounts, and its pod's monitor takes at most {max}; mount fewer, or folders instead of what \
+         is in them"
+    )]
+    TooManyMounts { mounts: usize, max: usize },
     #[error("signal {0:?} is not known")]
     BadSignal(String),
     #[error("the pod has {SESSIONS_MAX} commands with streams already; end one of them first")]
@@ -144,6 +149,8 @@ pub(super) struct Inner {
     execs: Semaphore,
     pub(super) sessions: Arc<Semaphore>,
     next_id: AtomicU64,
+    /// The most descriptors with one frame.
+    fds_max: AtomicUsize,
     waiting: Mutex<Waiting>,
     events: Mutex<Option<mpsc::Receiver<Event>>>,
     closed: watch::Sender<bool>,
@@ -207,7 +214,15 @@ impl Monitor {
         let monitor = Self::over(stream.into_std().map_err(failed)?.into())?;
         let status = monitor.status().await?;
         monitor.know(status.ready.pid)?;
+        monitor.learn(&status.ready);
         Ok((monitor, status))
+    }
+
+    /// What this monitor can do; an old one does not say.
+    fn learn(&self, ready: &Ready) {
+        if let Some(inner) = self.0.as_ref().filter(|_| ready.fds_max != 0) {
+            inner.fds_max.store(ready.fds_max.min(wire::FDS_MAX), Ordering::Relaxed);
+        }
     }
 
     /// Starts to read `socket`, a connection to a monitor. Needs a tokio runtime.
@@ -222,6 +237,7 @@ impl Monitor {
             execs: Semaphore::new(EXECS_MAX),
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             next_id: AtomicU64::new(1),
+            fds_max: AtomicUsize::new(wire::FDS_MAX_UNSAID),
             waiting: Mutex::default(),
             events: Mutex::new(Some(receiver)),
             closed: watch::Sender::new(false),
@@ -275,6 +291,13 @@ impl Monitor {
         }
     }
 
+    /// Errors if a container has more mounts than the monitor takes with one request.
+    pub(crate) fn check_mounts(&self, mounts: usize) -> Result<(), MonitorError> {
+        // Beside them are the log's directory and the rootfs.
+        let max = self.inner()?.fds_max.load(Ordering::Relaxed) - 2;
+        if mounts > max { Err(MonitorError::TooManyMounts { mounts, max }) } else { Ok(()) }
+    }
+
     pub(crate) async fn create(&self, create: CreateRequest) -> Result<Created, MonitorError> {
         let CreateRequest {
             id,
@@ -289,6 +312,7 @@ impl Monitor {
             mounts,
             timeout,
         } = create;
+        self.check_mounts(mounts.len())?;
         let request = Request::Create(Create {
             container: id.clone(),
             runtime,
@@ -490,7 +514,10 @@ impl Monitor {
             reply.await.map_err(|_| MonitorError::Gone)
         };
         match tokio::time::timeout(wait, answer).await {
-            Ok(Ok((Reply::Ready(ready), _))) => Ok(ready),
+            Ok(Ok((Reply::Ready(ready), _))) => {
+                self.learn(&ready);
+                Ok(ready)
+            }
             Ok(Ok((other, _))) => Err(unexpected("hello", "", other)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(MonitorError::NoAnswer { what: "hello", after: wait }),
@@ -548,13 +575,14 @@ impl Inner {
 
     async fn write(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
         let mut rest = frame;
-        let mut fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        let mut fds = &fds[..];
         while !rest.is_empty() {
             let mut ready = self.socket.writable().await?;
-            match ready.try_io(|socket| socket::send(socket.get_ref(), rest, &fds)) {
+            match ready.try_io(|socket| socket::send(socket.get_ref(), rest, fds)) {
                 Ok(sent) => {
-                    rest = &rest[sent?..];
-                    fds.clear();
+                    let (sent, with) = sent?;
+                    (rest, fds) = (&rest[sent..], &fds[with..]);
                 }
                 Err(_would_block) => {}
             }

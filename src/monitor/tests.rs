@@ -344,8 +344,8 @@ fn attach_ended(attach: &str, end: AttachEnd) -> Event {
 fn send(socket: &OwnedFd, mut bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]) {
     let mut fds = fds;
     while !bytes.is_empty() {
-        let n = socket::send(socket, bytes, fds).expect("sent");
-        (bytes, fds) = (&bytes[n..], &[]);
+        let (n, with) = socket::send(socket, bytes, fds).expect("sent");
+        (bytes, fds) = (&bytes[n..], &fds[with..]);
     }
 }
 

@@ -538,7 +538,8 @@ impl Bundled {
             }
             Err(source) => {
                 let name = spec.name.clone();
-                placement.monitor.delete(saved.id.as_str()).await.ok();
+                // Without an answer the monitor may be at it still.
+                placement.monitor.delete_unfinished(saved.id.as_str()).await.ok();
                 if let Some(path) = saved.log_path.clone() {
                     blocking(move || remove_empty_log(&path)).await;
                 }

@@ -263,7 +263,9 @@ impl Refusal for StreamError {
 impl Refusal for MonitorError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Gone | Self::NoAnswer { .. } | Self::Connect { .. } => Kind::Unavailable,
+            Self::Gone | Self::Broken { .. } | Self::NoAnswer { .. } | Self::Connect { .. } => {
+                Kind::Unavailable
+            }
             Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
             Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
             Self::Timeout { .. } => Kind::DeadlineExceeded,

@@ -10,14 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, FileType};
 
 use super::bundle::{self, Bundle, BundleInput, SelinuxLabels};
 use super::handler::Handler;
 use super::hardened;
+use super::held::HeldFiles;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
-use super::relabel::relabel;
+use super::relabel::{relabel, relabel_own};
 use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode};
 use super::state::State;
 use super::user::ContainerUser;
@@ -99,6 +101,14 @@ impl Containers {
         {
             let (destination, handler) = (mount.container_path.clone(), placement.handler.name.clone());
             return Err(ContainerError::RecursiveReadOnly { destination, handler });
+        }
+        if placement.handler.bundled {
+            // Before each of them is an open file.
+            placement.monitor.check_mounts(spec.mounts.len()).map_err(|source| ContainerError::Monitor {
+                verb: "create",
+                name: spec.name.clone(),
+                source: Arc::new(source),
+            })?;
         }
         let target = self.target(&placement.pod, &spec)?;
         expect_new_process();
@@ -323,7 +333,7 @@ impl BundleWork {
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
         let volumes = rootfs.upper.parent().map(|folder| folder.join("volumes"));
         let parent = place.parent();
-        let Bundle { spec, user, stop_signal, mount_sources, volumes, relabels, warnings } =
+        let Bundle { mut spec, user, stop_signal, mount_sources, held, volumes, relabels, warnings } =
             bundle::generate(&BundleInput {
                 spec: &saved.spec,
                 pod: &place.view(&handler, &parent, pid_ns),
@@ -350,24 +360,30 @@ impl BundleWork {
                 .map_err(|e| file_error("create the volume", volume, e))?;
         }
         for (path, label) in relabels.iter().flat_map(|all| all.paths.iter().map(|path| (path, &all.label))) {
-            relabel(path, label).map_err(|source| ContainerError::Relabel {
+            // The other ones are the folders for volumes of the image.
+            let labelled = match held.get(path) {
+                Some(file) => relabel(file, path, label),
+                None => relabel_own(path, label),
+            };
+            labelled.map_err(|source| ContainerError::Relabel {
                 name: saved.spec.name.clone(),
                 source: Arc::new(source),
             })?;
         }
+        let mount_fds = if handler.bundled {
+            images.open_sources(&mount_sources, &held, place.shm.as_deref(), run_mount.as_deref())?
+        } else {
+            let attached = store.rootfs_attach(&rootfs.mount, &root);
+            attached.map_err(|e| file_error("mount the rootfs at", &root, io::Error::other(e)))?;
+            attach_sources(&store, &mut spec, &mount_sources, &held, &dir)?;
+            Vec::new()
+        };
         let path = dir.join("config.json");
         let text = serde_json::to_vec(&spec).expect("an OCI spec has only string keys");
         // The environment has secrets.
         let file =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(&text)).map_err(|e| file_error("write", &path, e))?;
-        let mount_fds = if handler.bundled {
-            images.open_sources(&mount_sources, place.shm.as_deref(), run_mount.as_deref())?
-        } else {
-            let attached = store.rootfs_attach(&rootfs.mount, &root);
-            attached.map_err(|e| file_error("mount the rootfs at", &root, io::Error::other(e)))?;
-            Vec::new()
-        };
         saved.cgroup = place.cgroups_path(saved.id.as_str()).map_err(bad)?.display().to_string();
         saved.user = user;
         saved.stop_signal = stop_signal.to_string();
@@ -412,17 +428,7 @@ impl ImageMounts {
             if bundled {
                 detached.insert(path.clone(), fd);
             } else {
-                // A sub path may be a file, and a mount point is of the kind of what is mounted.
-                let folder = rustix::fs::fstat(&fd)
-                    .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-                let images = dir.join(IMAGES);
-                std::fs::create_dir_all(if folder { &path } else { &images })
-                    .map_err(|e| file_error("create directory", &path, e))?;
-                if !folder {
-                    std::fs::File::create_new(&path).map_err(|e| file_error("create", &path, e))?;
-                }
-                let attached = store.rootfs_attach(&fd, &path);
-                attached.map_err(|e| file_error("mount the image at", &path, io::Error::other(e)))?;
+                attach(store, &fd, &path)?;
             }
             paths.insert(mount.container_path.clone(), path);
         }
@@ -434,6 +440,7 @@ impl ImageMounts {
     fn open_sources(
         mut self,
         sources: &[Option<PathBuf>],
+        held: &HeldFiles,
         shm: Option<&Path>,
         run_mount: Option<&Detached>,
     ) -> Result<Vec<(usize, OwnedFd)>, ContainerError> {
@@ -442,12 +449,7 @@ impl ImageMounts {
             let Some(source) = source.as_deref().filter(|source| Some(*source) != shm) else { continue };
             let fd = match self.detached.remove(source) {
                 Some(fd) => fd,
-                // Files of ours, as resolv.conf. Directories may have mounts below them that only the host's tree shows.
-                None => match run_mount.and_then(|mount| mount.open(source)).filter(is_file) {
-                    Some(file) => clone_tree(file, c"", false),
-                    None => clone_tree(CWD, source, true),
-                }
-                .map_err(|e| file_error("open the mount source", source, e))?,
+                None => clone_source(held, source, run_mount)?,
             };
             fds.push((index, fd));
         }
@@ -459,8 +461,72 @@ fn is_file(opened: &OwnedFd) -> bool {
     rustix::fs::fstat(opened).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
-/// Where images are mounted for a foreign runtime, in the bundle's directory.
+/// A detached mount of a source: of what was there when the request was checked, or of our own file at its path.
+/// Ours, as resolv.conf, is reached through `run_mount`.
+fn clone_source(
+    held: &HeldFiles,
+    source: &Path,
+    run_mount: Option<&Detached>,
+) -> Result<OwnedFd, ContainerError> {
+    let cloned = match held.get(source) {
+        Some(file) => clone_tree(file, c"", true),
+        // A directory may have mounts below it that only the host's tree shows.
+        None => match run_mount.and_then(|mount| mount.open(source)).filter(is_file) {
+            Some(file) => clone_tree(file, c"", false),
+            None => clone_tree(CWD, source, true),
+        },
+    };
+    cloned.map_err(|e| file_error("open the mount source", source, e))
+}
+
+/// Mounts what is held into the bundle's directory and has the config name it there: a foreign runtime walks paths, and
+/// nobody else can change one that is ours. Undone by [`detach_sources`] once the runtime has created the container, so that
+/// a volume of a container that has ended is not in use.
+fn attach_sources(
+    store: &Store,
+    spec: &mut Spec,
+    sources: &[Option<PathBuf>],
+    held: &HeldFiles,
+    dir: &Path,
+) -> Result<(), ContainerError> {
+    let folder = dir.join(SOURCES);
+    let mounts = spec.mounts_mut().iter_mut().flatten().zip(sources).enumerate();
+    let mounts = mounts.filter_map(|(number, (mount, source))| Some((number, mount, source.as_deref()?)));
+    let mut mounts = mounts.filter(|(_, _, source)| held.get(source).is_some()).peekable();
+    if mounts.peek().is_none() {
+        return Ok(());
+    }
+    // On a mount of its own that is private: below one that is shared, as /run is, a copy of the host's whole tree would
+    // appear with every receiver of the host's mounts.
+    std::fs::create_dir_all(&folder).map_err(|e| file_error("create directory", &folder, e))?;
+    let private = mount::Change { propagation: Some(mount::Propagation::Private), ..Default::default() };
+    let own = clone_tree(CWD, &folder, false).map_err(|e| file_error("mount", &folder, e))?;
+    attach(store, &own, &folder)?;
+    mount::change(&own, false, &private).map_err(|e| file_error("make private", &folder, e))?;
+    for (number, mount, source) in mounts {
+        let path = folder.join(number.to_string());
+        attach(store, &clone_source(held, source, None)?, &path)?;
+        mount.set_source(Some(path));
+    }
+    Ok(())
+}
+
+/// Attaches a detached mount at a new path. A mount point is of the kind of what is mounted, which may be a file.
+fn attach(store: &Store, mount: &OwnedFd, path: &Path) -> Result<(), ContainerError> {
+    let stat = rustix::fs::fstat(mount).map_err(|e| file_error("look at the mount for", path, e.into()))?;
+    let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    std::fs::create_dir_all(if folder { path } else { path.parent().unwrap_or(path) })
+        .map_err(|e| file_error("create directory", path, e))?;
+    if !folder {
+        std::fs::File::create_new(path).map_err(|e| file_error("create", path, e))?;
+    }
+    store.rootfs_attach(mount, path).map_err(|e| file_error("mount at", path, io::Error::other(e)))
+}
+
+/// Where images are mounted for a foreign runtime, in the bundle's directory,
 const IMAGES: &str = "images";
+/// and, until it has created the container, what is the host's.
+const SOURCES: &str = "sources";
 
 /// How the pod wants what is mounted of images: with the ids of its user namespace and SELinux's label, if it has them.
 fn rootfs_options(place: &PodPlace, labels: Option<&SelinuxLabels>) -> Result<RootfsOptions, ContainerError> {
@@ -518,10 +584,20 @@ impl Bundled {
             timeout: all.0.settings.runtime_timeout,
         };
         let created = match placement.monitor.create(request).await {
-            Ok(created) => created,
+            Ok(created) => {
+                if !placement.handler.bundled {
+                    let dir = all.bundle_dir(&saved.id);
+                    if let Err(error) = blocking(move || detach_sources(&dir)).await {
+                        let id = &saved.id;
+                        tracing::warn!(container = %id, %error, "volumes are in use until the container is removed");
+                    }
+                }
+                created
+            }
             Err(source) => {
                 let name = spec.name.clone();
-                placement.monitor.delete(saved.id.as_str()).await.ok();
+                // Without an answer the monitor may be at it still.
+                placement.monitor.delete_unfinished(saved.id.as_str()).await.ok();
                 if let Some(path) = saved.log_path.clone() {
                     blocking(move || remove_empty_log(&path)).await;
                 }
@@ -584,24 +660,49 @@ fn remove_empty_log(path: &Path) {
 
 /// Removes a bundle directory and what a foreign runtime had mounted there.
 pub(crate) fn remove_bundle(dir: &Path) -> io::Result<()> {
-    let images =
-        std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten().map(|entry| entry.path());
-    for mounted in images.chain([dir.join("rootfs")]) {
-        match rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH) {
-            // Not a mount point, or not there.
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    detach_sources(dir)?;
+    let images = std::fs::read_dir(dir.join(IMAGES)).into_iter().flatten().flatten();
+    images.map(|entry| entry.path()).try_for_each(|image| detach(&image))?;
+    detach(&dir.join("rootfs"))?;
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
+/// Takes back what [`attach_sources`] has mounted, with all below it; nothing is fine.
+fn detach_sources(dir: &Path) -> io::Result<()> {
+    detach(&dir.join(SOURCES))
+}
+
+fn detach(mounted: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(mounted, rustix::mount::UnmountFlags::DETACH) {
+        // Not a mount point, or not there.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn privileged_a_source_is_mounted_that_was_checked_though_its_path_leads_elsewhere_by_then() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["volume/sub/mine", "secret/sub/theirs"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let mut held = HeldFiles::default();
+        let real = held.take(&dir.path().join("volume/sub")).unwrap();
+        std::fs::rename(dir.path().join("volume"), dir.path().join("away")).unwrap();
+        std::os::unix::fs::symlink("secret", dir.path().join("volume")).unwrap();
+        let images = ImageMounts { paths: BTreeMap::new(), detached: BTreeMap::new() };
+        let opened = images.open_sources(&[None, Some(real)], &held, None, None).unwrap();
+        let [(1, mount)] = &opened[..] else { panic!("{opened:?}") };
+        let there = |name: &str| rustix::fs::statat(mount, name, rustix::fs::AtFlags::empty()).is_ok();
+        assert!(there("mine") && !there("theirs"));
+    }
 
     #[test]
     fn the_status_names_an_image_as_its_author_did_when_the_request_says_its_id() {

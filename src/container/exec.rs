@@ -14,7 +14,7 @@ use crate::id::ContainerId;
 use crate::monitor::attach::AttachSession;
 use crate::monitor::client::ExecOutput;
 use crate::monitor::exec::ExecSession;
-use crate::task::{blocking, expect_new_process};
+use crate::task::expect_new_process;
 use crate::units::Bytes;
 
 pub(crate) use crate::monitor::exec::Streams;
@@ -119,17 +119,7 @@ impl Containers {
         command: &[String],
         terminal: bool,
     ) -> Result<String, ContainerError> {
-        let path = self.bundle_dir(container.id()).join("config.json");
-        let file = |source: std::io::Error| ContainerError::File {
-            action: "read",
-            path: path.clone(),
-            source: Arc::new(source),
-        };
-        let read = {
-            let path = path.clone();
-            blocking(move || std::fs::read(path)).await.map_err(file)?
-        };
-        let spec: Spec = serde_json::from_slice(&read).map_err(|e| file(std::io::Error::other(e)))?;
+        let spec: Spec = self.oci_config(container.id()).await?;
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_args(Some(command.to_vec())).set_terminal(Some(terminal));
         let mut env = process.env().clone().unwrap_or_default();

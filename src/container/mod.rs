@@ -26,6 +26,7 @@ pub(crate) mod exec;
 mod exit;
 pub(crate) mod handler;
 pub(crate) mod hardened;
+mod held;
 mod metrics;
 pub(crate) mod place;
 mod reclaim;
@@ -49,6 +50,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -59,7 +61,7 @@ use crate::monitor::client::{Monitor, MonitorError};
 use crate::stats::Sampler;
 use crate::sys::cgroup::CgroupError;
 use crate::sys::detached::Detached;
-use crate::task::Joined;
+use crate::task::{Joined, blocking};
 use crate::units::UnixNanos;
 
 use bundle::BundleError;
@@ -358,6 +360,19 @@ impl Containers {
     /// Where the bundle of a container is.
     pub(crate) fn bundle_dir(&self, id: &ContainerId) -> PathBuf {
         self.0.settings.run.join("containers").join(id.as_str())
+    }
+
+    /// The OCI config that a container was created with, as a `Spec` or in whatever form it is wanted.
+    pub(crate) async fn oci_config<T>(&self, id: &ContainerId) -> Result<T, ContainerError>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        let path = self.bundle_dir(id).join("config.json");
+        blocking(move || {
+            let read = std::fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+            read.map_err(|source| ContainerError::File { action: "read", path, source: Arc::new(source) })
+        })
+        .await
     }
 
     fn event(&self, container: &Container, kind: crate::events::EventKind) {

@@ -1,13 +1,16 @@
 //! Gives a volume of the host, with all in it, the SELinux label of the container that gets it (`:Z`).
 //!
-//! A volume may be written by a container while this walks it, so nothing is followed: every directory is opened beneath
-//! the one before, and what is not a directory is labelled by its name in an open one.
+//! A volume may be written by a container while this walks it, so nothing is followed: the volume itself is the file that is
+//! mounted (`held.rs`), every directory is opened beneath the one before, and what is not a directory is labelled by its name
+//! in an open one.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags, openat, statat};
+use crate::sys::mount::hold;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
 /// Where SELinux keeps a file's label.
@@ -39,24 +42,34 @@ pub(crate) enum RelabelError {
     },
 }
 
-/// Labels `path` and all below it, on its own file system and on those mounted in it. Blocking. File systems without
-/// labels are left as they are.
-pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), RelabelError> {
-    let failed = |source: io::Error| RelabelError::Label { path: path.to_owned(), source };
-    // The links of the path itself are the host's.
-    let real = path.canonicalize().map_err(failed)?;
-    if is_system(&real) {
-        return Err(RelabelError::System(real));
+/// Labels `file`, which is at `real`, and all below it, on its own file system and on those mounted in it. Blocking. File
+/// systems without labels are left as they are.
+pub(crate) fn relabel(file: BorrowedFd<'_>, real: &Path, label: &str) -> Result<(), RelabelError> {
+    if is_system(real) {
+        return Err(RelabelError::System(real.to_owned()));
     }
-    let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else {
-        return Err(RelabelError::System(real));
+    let work = || {
+        // A descriptor that only holds the file takes no attribute, but its link in /proc leads to the file.
+        match rustix::fs::setxattr(link(file), ATTRIBUTE, &value(label), XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP) => return Ok(()),
+            result => result?,
+        }
+        if FileType::from_raw_mode(fstat(file)?.st_mode) != FileType::Directory {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        walk(&openat(file, c".", flags, Mode::empty())?, label, 1)
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(|err| failed(err.into()))?;
-    walk(parent.as_fd(), Path::new(name), label, 0).map_err(|err| match err {
-        Errno::MLINK => RelabelError::Deep(real.clone()),
-        err => failed(err.into()),
+    work().map_err(|err| match err {
+        Errno::MLINK => RelabelError::Deep(real.to_owned()),
+        err => RelabelError::Label { path: real.to_owned(), source: err.into() },
     })
+}
+
+/// [`relabel`] for a path of ours, which nobody else can change.
+pub(crate) fn relabel_own(path: &Path, label: &str) -> Result<(), RelabelError> {
+    let file = hold(path).map_err(|source| RelabelError::Label { path: path.to_owned(), source })?;
+    relabel(file.as_fd(), path, label)
 }
 
 fn is_system(real: &Path) -> bool {
@@ -67,53 +80,55 @@ fn is_system(real: &Path) -> bool {
         || (real.starts_with("/usr") && usr != Path::new("/usr/local"))
 }
 
-/// `MLINK` stands for "too deep"; no call below returns it.
-fn walk(dir: BorrowedFd<'_>, name: &Path, label: &str, depth: usize) -> rustix::io::Result<()> {
-    debug_assert!(matches!(name.components().next(), Some(Component::Normal(_))));
-    match set(dir, name, label) {
-        // A file system that has no labels, or shows one label for all.
-        Err(Errno::OPNOTSUPP) => return Ok(()),
-        // It went away meanwhile.
-        Err(Errno::NOENT) if depth > 0 => return Ok(()),
-        result => result?,
-    }
-    let kind = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) if depth > 0 => return Ok(()),
-        stat => FileType::from_raw_mode(stat?.st_mode),
-    };
-    if kind != FileType::Directory {
-        return Ok(());
-    }
-    if depth == DEPTH_MAX {
-        return Err(Errno::MLINK);
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened: OwnedFd = match openat(dir, name, flags, Mode::empty()) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if depth > 0 => return Ok(()),
-        opened => opened?,
-    };
-    for entry in Dir::read_from(&opened)? {
+/// Labels what is in an open directory. `MLINK` stands for "too deep"; no call below returns it.
+fn walk(directory: &OwnedFd, label: &str, depth: usize) -> rustix::io::Result<()> {
+    for entry in Dir::read_from(directory)? {
         let entry = entry?;
-        let name = Path::new(std::ffi::OsStr::new(entry.file_name().to_str().map_err(|_| Errno::ILSEQ)?));
-        if name != Path::new(".") && name != Path::new("..") {
-            walk(opened.as_fd(), name, label, depth + 1)?;
+        let name = Path::new(OsStr::new(entry.file_name().to_str().map_err(|_| Errno::ILSEQ)?));
+        if name == Path::new(".") || name == Path::new("..") {
+            continue;
+        }
+        // There is no call that takes a directory and a name, but the link of the directory's descriptor leads into it.
+        let path = link(directory.as_fd()).join(name);
+        match rustix::fs::lsetxattr(path, ATTRIBUTE, &value(label), XattrFlags::empty()) {
+            // A file system that has no labels, or shows one label for all; or it went away meanwhile.
+            Err(Errno::OPNOTSUPP | Errno::NOENT) => continue,
+            result => result?,
+        }
+        match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            stat if FileType::from_raw_mode(stat?.st_mode) != FileType::Directory => continue,
+            _ if depth == DEPTH_MAX => return Err(Errno::MLINK),
+            _ => {}
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(directory, name, flags, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            opened => walk(&opened?, label, depth + 1)?,
         }
     }
     Ok(())
 }
 
-/// Of the file itself, whatever it is: there is no call that takes a directory and a name, but the link of the directory's
-/// descriptor in /proc leads into it.
-fn set(dir: BorrowedFd<'_>, name: &Path, label: &str) -> rustix::io::Result<()> {
-    let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-    // Kernel and tools count the final NUL as part of a label.
-    let value = [label.as_bytes(), b"\0"].concat();
-    rustix::fs::lsetxattr(&path, ATTRIBUTE, &value, XattrFlags::empty())
+fn link(file: BorrowedFd<'_>) -> PathBuf {
+    Path::new("/proc/self/fd").join(file.as_raw_fd().to_string())
+}
+
+/// Kernel and tools count the final NUL as part of a label.
+fn value(label: &str) -> Vec<u8> {
+    [label.as_bytes(), b"\0"].concat()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::held::HeldFiles;
     use super::*;
+
+    fn relabel(path: &Path, label: &str) -> Result<(), RelabelError> {
+        let mut held = HeldFiles::default();
+        let real = held.take(path).unwrap();
+        super::relabel(held.get(&real).unwrap(), &real, label)
+    }
 
     fn label(path: &Path) -> Option<String> {
         let mut value = [0u8; 256];
@@ -142,6 +157,21 @@ mod tests {
         }
         relabel(&volume.join("a/b/file"), "other").unwrap();
         assert_eq!(label(&volume.join("a/b/file")).as_deref(), Some("other\0"));
+    }
+
+    #[test]
+    fn privileged_a_volume_is_labelled_that_was_looked_up_though_its_path_leads_elsewhere_by_then() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["volume/sub", "secret/sub"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let mut held = HeldFiles::default();
+        let real = held.take(&dir.path().join("volume/sub")).unwrap();
+        std::fs::rename(dir.path().join("volume"), dir.path().join("away")).unwrap();
+        std::os::unix::fs::symlink("secret", dir.path().join("volume")).unwrap();
+        super::relabel(held.get(&real).unwrap(), &real, "x").unwrap();
+        assert_eq!(label(&dir.path().join("away/sub")).as_deref(), Some("x\0"));
+        assert_eq!(label(&dir.path().join("secret/sub")), None);
     }
 
     #[test]

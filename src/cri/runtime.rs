@@ -25,7 +25,7 @@ use crate::events::{Event, EventKind};
 use crate::pod::Pod;
 use crate::proto::v1::runtime_service_server::RuntimeService;
 use crate::proto::v1::*;
-use crate::task::detached;
+use crate::task::{chain, detached};
 use crate::units::UnixNanos;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -180,7 +180,10 @@ impl RuntimeService for Runtime {
     ) -> Answer<ContainerStatusResponse> {
         let request = request.into_inner();
         let container = self.containers().find(&container_id(request.container_id)?).map_err(refused)?;
-        let info = if request.verbose { info(&container_info(&container)) } else { BTreeMap::new() };
+        let info = match request.verbose {
+            true => info(&self.container_info(&container).await),
+            false => BTreeMap::new(),
+        };
         let status = Some(to_proto::container_status(&container.view()));
         Ok(Response::new(ContainerStatusResponse { status, info }))
     }
@@ -511,6 +514,18 @@ impl Runtime {
         all
     }
 
+    async fn container_info(&self, container: &Container) -> serde_json::Value {
+        let view = container.view();
+        serde_json::json!({
+            "sandboxID": view.pod_id,
+            "pid": view.pid,
+            "cgroup": container.saved.cgroup,
+            "privileged": view.spec.security.privileged,
+            "config": *view.spec,
+            "runtimeSpec": said(self.containers().oci_config::<serde_json::Value>(container.id()).await),
+        })
+    }
+
     /// `config.stateDir` is what critest looks at to learn which file system containers are on.
     fn own_info(&self) -> BTreeMap<String, String> {
         let about = &self.all.about;
@@ -553,18 +568,15 @@ fn pod_info(pod: &Pod) -> serde_json::Value {
         "resources": live.resources,
         "overhead": live.overhead,
         "config": *view.spec,
+        "runtimeSpec": said(pod.oci_config()),
     })
 }
 
-fn container_info(container: &Container) -> serde_json::Value {
-    let view = container.view();
-    serde_json::json!({
-        "sandboxID": view.pod_id,
-        "pid": view.pid,
-        "cgroup": container.saved.cgroup,
-        "privileged": view.spec.security.privileged,
-        "config": *view.spec,
-    })
+/// What could not be told is left out: the status matters more than the details.
+fn said<T>(found: Result<T, impl std::error::Error>) -> Option<T> {
+    found
+        .inspect_err(|error| tracing::warn!(error = %chain(error), "a verbose status lacks its runtimeSpec"))
+        .ok()
 }
 
 /// `10.1.0.0/24`, or one of each family joined by a comma.

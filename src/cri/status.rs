@@ -264,11 +264,13 @@ impl Refusal for StreamError {
 impl Refusal for MonitorError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Gone | Self::NoAnswer { .. } | Self::Connect { .. } => Kind::Unavailable,
+            Self::Gone | Self::Broken { .. } | Self::NoAnswer { .. } | Self::Connect { .. } => {
+                Kind::Unavailable
+            }
             Self::WrongState { .. } | Self::Unsupported { .. } => Kind::FailedPrecondition,
             Self::Invalid { .. } | Self::BadSignal(_) => Kind::InvalidArgument,
             Self::Timeout { .. } => Kind::DeadlineExceeded,
-            Self::TooManySessions => Kind::ResourceExhausted,
+            Self::TooManySessions | Self::TooManyMounts { .. } => Kind::ResourceExhausted,
             // Including a container that the monitor lost: NotFound would tell the kubelet that it never was.
             _ => Kind::Internal,
         }

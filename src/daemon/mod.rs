@@ -31,8 +31,13 @@ const BLOCKING_THREADS_MAX: usize = 64;
 /// Idle blocking threads go away: each keeps a stack and a part of the heap.
 const BLOCKING_IDLE: Duration = Duration::from_secs(2);
 
-/// How long blocking work may go on after everything else has ended.
-const RUNTIME_END: Duration = Duration::from_secs(10);
+/// How long streams, cut-off pulls and links may take to end once the calls have, or their grace is over. A pull ends as soon
+/// as its thread notices; what is not undone by then is left as by a crash, and the next start does it.
+const END: Duration = Duration::from_secs(3);
+
+/// How long blocking work may go on after that: a layer that is removed, say, which a start removes as well. With the grace
+/// and [`END`] this bounds how long a stop takes, whatever hangs on a disk.
+const BLOCKING_END: Duration = Duration::from_secs(1);
 
 /// Why the daemon ends without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +94,7 @@ fn start(args: &Args, config: Config) -> Result<(), DaemonError> {
         .map_err(DaemonError::Runtime)?;
     let ended = runtime.block_on(run(config));
     // Blocking work that hangs on a disk must not keep a stopped daemon alive.
-    runtime.shutdown_timeout(RUNTIME_END);
+    runtime.shutdown_timeout(BLOCKING_END);
     ended
 }
 
@@ -142,13 +147,20 @@ async fn run(config: Config) -> Result<(), DaemonError> {
         notify::stopping();
     };
     let served = server.serve(stop, grace).await;
-    stop_streams.cancel();
-    streaming.await.ok();
-    // A pull that is cut off is undone now rather than at the next start.
-    node.puller.cancel_all();
-    node.puller.idle().await;
-    if let Err(error) = node.pods.network().settle().await {
-        tracing::warn!(error = %crate::task::chain(&error), "the links of removed pods may be left");
+    let rest = async {
+        stop_streams.cancel();
+        streaming.await.ok();
+        // A pull that is cut off is undone now rather than at the next start.
+        node.puller.cancel_all();
+        node.puller.idle().await;
+        if let Err(error) = node.pods.network().settle().await {
+            tracing::warn!(error = %crate::task::chain(&error), "the links of removed pods may be left");
+        }
+    };
+    if tokio::time::timeout(END, rest).await.is_err() {
+        tracing::warn!(
+            "ending while a stream, a cut-off pull or a link is still being ended; the next start does it"
+        );
     }
     Ok(served?)
 }

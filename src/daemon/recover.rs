@@ -17,7 +17,7 @@ use super::setup::Node;
 use crate::container::create::remove_bundle;
 use crate::container::record::ContainerRecord;
 use crate::container::state::Ended;
-use crate::monitor::client::{ContainerState, ContainerStatus, Monitor, MonitorError, Status};
+use crate::monitor::client::{ContainerStatus, Monitor, MonitorError, Status};
 use crate::pod::Pod;
 use crate::pod::record::PodRecord;
 use crate::task::{blocking, chain};
@@ -29,10 +29,6 @@ const SIDE_BY_SIDE: usize = 16;
 /// A monitor that does not answer is asked again this often: a machine that has just come back is busy.
 const MONITOR_TRIES: u32 = 3;
 const MONITOR_AGAIN: Duration = Duration::from_millis(500);
-
-/// How long a creation that an earlier daemon began may take to end: 10 s in all.
-const UNFINISHED_TRIES: u32 = 200;
-const UNFINISHED_AGAIN: Duration = Duration::from_millis(50);
 
 /// Makes the tables agree with what runs.
 pub(super) async fn recover(node: &Node) -> Result<(), DaemonError> {
@@ -149,19 +145,8 @@ async fn find_monitor(socket: &Path) -> Result<Option<(Monitor, Status)>, Monito
     }
 }
 
-/// Deletes a container whose creation was not finished, once the monitor has finished with it.
 async fn delete_unfinished(monitor: &Monitor, id: &str) {
-    for _ in 0..UNFINISHED_TRIES {
-        let Ok(status) = monitor.status().await else { return };
-        let creating = |seen: &ContainerStatus| seen.id == id && seen.state == ContainerState::Creating;
-        if !status.containers.iter().any(creating) {
-            break;
-        }
-        tokio::time::sleep(UNFINISHED_AGAIN).await;
-    }
-    if let Err(error) = monitor.delete(id).await
-        && !matches!(error, MonitorError::NoSuchContainer { .. } | MonitorError::Gone)
-    {
+    if let Err(error) = monitor.delete_unfinished(id).await {
         tracing::warn!(container = id, error = %chain(&error), "cannot delete an unfinished container");
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -83,6 +84,8 @@ pub(crate) enum SetupError {
     NoSystemd,
     #[error("cannot read which ids pods have")]
     Ids(#[source] IdsError),
+    #[error("cannot raise the limit of open files to the hard one")]
+    FileLimit(#[source] io::Error),
     #[error("cannot make a small mount namespace for monitors")]
     Mounts(#[source] io::Error),
 }
@@ -159,6 +162,8 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
         blocking(move || IdPool::open(dir, runtime.id_pool_first, runtime.id_pool_pods)).await
     };
     let bus = Bus::default();
+    let mut limits = rlimits(&config);
+    raise_file_limit(&mut limits).map_err(SetupError::FileLimit)?;
     blocking(|| apparmor::ensure_default_profile(&container::bundle::SecurityModules::of_host())).await;
     let containers = Containers::new(
         container_records.clone(),
@@ -170,7 +175,7 @@ pub(super) async fn open(config: Config) -> Result<Node, SetupError> {
                 seccomp_root: config.runtime.seccomp_root.clone(),
                 cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
                 pids_limit: (config.runtime.pids_limit != 0).then(|| i64::from(config.runtime.pids_limit)),
-                rlimits: rlimits(&config),
+                rlimits: limits,
                 device_ownership: config.runtime.device_ownership_from_security_context,
             }),
             runtime_timeout: config.runtime.create_timeout,
@@ -274,14 +279,29 @@ fn systemd_cgroups(config: &Config) -> Result<bool, SetupError> {
 fn rlimits(config: &Config) -> Vec<PosixRlimit> {
     let limit = |limit: &config::Ulimit| {
         let kind: PosixRlimitType = limit.kind.parse().expect("the configuration knows only the OCI's kinds");
-        PosixRlimitBuilder::default()
-            .typ(kind)
-            .soft(limit.soft)
-            .hard(limit.hard)
-            .build()
-            .expect("all fields are set")
+        rlimit(kind, limit.soft, limit.hard)
     };
     config.runtime.default_ulimits.iter().map(limit).collect()
+}
+
+fn rlimit(kind: PosixRlimitType, soft: u64, hard: u64) -> PosixRlimit {
+    PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build().expect("all fields are set")
+}
+
+/// Lets this process, and with it monitors and runtimes, have as many files open as its hard limit says: a container's mounts
+/// are an open file each. Containers keep the limit from before, which programs that loop over every number count on.
+fn raise_file_limit(limits: &mut Vec<PosixRlimit>) -> io::Result<()> {
+    let before = getrlimit(Resource::Nofile);
+    if before.current == before.maximum {
+        return Ok(());
+    }
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+    setrlimit(Resource::Nofile, raised)?;
+    if !limits.iter().any(|limit| limit.typ() == PosixRlimitType::RlimitNofile) {
+        let [soft, hard] = [before.current, before.maximum].map(|limit| limit.unwrap_or(u64::MAX));
+        limits.push(rlimit(PosixRlimitType::RlimitNofile, soft, hard));
+    }
+    Ok(())
 }
 
 /// The configured handlers with their binaries found. A missing binary is an error only when a pod asks for it.

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::watch;
 
-use super::client::{ANSWER_WAIT, Monitor, MonitorError, unexpected, wait};
+use super::client::{ANSWER_WAIT, Monitor, MonitorError, unexpected};
 use super::exec::{Streams, input_pipe, output_pipe};
 use super::wire::{Attach, Reply, Request};
 
@@ -69,7 +69,8 @@ impl Monitor {
 impl AttachControl {
     /// Returns when the monitor has ended the attach. Cancel-safe.
     pub(crate) async fn ended(&self) -> AttachEnd {
-        wait(&mut self.end.clone()).await.unwrap_or(AttachEnd::Gone)
+        let Ok(inner) = self.monitor.inner() else { return AttachEnd::Gone };
+        inner.wait("attach", &mut self.end.clone()).await.unwrap_or(AttachEnd::Gone)
     }
 
     /// Sets the size of the container's terminal; fails if it has none.

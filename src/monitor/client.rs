@@ -2,12 +2,20 @@
 //!
 //! A task reads the socket and hands replies to whoever asked and events to whoever listens. When the monitor ends,
 //! every request in flight and every later one answers [`MonitorError::Gone`].
+//!
+//! ```text
+//! Up ─ the connection breaks ─▶ Broken ─ the monitor lives and answers ─▶ Up
+//!                                 └──── it has ended, or [`CONNECTIONS_MAX`] were in vain ─▶ Closed
+//! ```
+//!
+//! A connection that breaks (a message that one end does not understand, descriptors lost at a limit) costs what was in
+//! flight on it, [`MonitorError::Broken`], and no container: what happened meanwhile is in the monitor's status.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +55,17 @@ pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(10);
 /// How long the OCI runtime may take for start, kill, delete, pause, resume, update and the start of an exec.
 pub(super) const RUNTIME_WAIT: Duration = Duration::from_secs(60);
 
+/// Connections to a monitor that lives, made one after the other without an answer to the first question; then it is given
+/// up, and its pod with it: nobody could stop it any more.
+const CONNECTIONS_MAX: u32 = 10;
+
+/// Before each. A monitor that ends closes its socket a moment before it is gone.
+const CONNECT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long a creation that nobody waits for may take to end: 10 s in all.
+const UNFINISHED_TRIES: u32 = 200;
+const UNFINISHED_AGAIN: Duration = Duration::from_millis(50);
+
 /// Watches a descriptor. Needs a tokio runtime.
 #[expect(deprecated, reason = "`new` is unsound for types that lie about their descriptor; OwnedFd does not")]
 fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
@@ -58,6 +77,10 @@ fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub(crate) enum MonitorError {
     #[error("the monitor has ended")]
     Gone,
+    #[error(
+        "the connection to the monitor broke, so it is not known whether {what} was done; repeat the call"
+    )]
+    Broken { what: &'static str },
     #[error("the monitor did not answer {what} within {after:?}; look at its log in the pod's directory")]
     NoAnswer { what: &'static str, after: Duration },
     #[error("the monitor does not know container {id}")]
@@ -76,6 +99,11 @@ pub(crate) enum MonitorError {
     Unsupported { what: &'static str },
     #[error("the monitor answered {what} with something else")]
     Confused { what: &'static str },
+    #[error(
+        "the container has {mounts} mounts, and its pod's monitor takes at most {max}; mount fewer, or folders instead of what \
+         is in them"
+    )]
+    TooManyMounts { mounts: usize, max: usize },
     #[error("signal {0:?} is not known")]
     BadSignal(String),
     #[error("the pod has {SESSIONS_MAX} commands with streams already; end one of them first")]
@@ -138,15 +166,32 @@ pub(crate) struct Monitor(Option<Arc<Inner>>);
 #[derive(Debug)]
 pub(super) struct Inner {
     process: OnceLock<Process>,
-    socket: AsyncFd<OwnedFd>,
+    /// Where the monitor listens; `None` if it is not to be connected to again.
+    path: Option<PathBuf>,
+    /// The present connection.
+    socket: Mutex<Arc<AsyncFd<OwnedFd>>>,
+    /// Connections since the last that was of use.
+    in_vain: AtomicU32,
     /// Held while a frame is written.
     sending: Arc<tokio::sync::Mutex<()>>,
     execs: Semaphore,
     pub(super) sessions: Arc<Semaphore>,
     next_id: AtomicU64,
+    /// The most descriptors with one frame.
+    fds_max: AtomicUsize,
     waiting: Mutex<Waiting>,
     events: Mutex<Option<mpsc::Receiver<Event>>>,
-    closed: watch::Sender<bool>,
+    /// Changed only with `waiting` locked.
+    line: watch::Sender<Line>,
+}
+
+/// How it stands with the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Up,
+    /// A new one is being made.
+    Broken,
+    Closed,
 }
 
 #[derive(Debug)]
@@ -158,7 +203,6 @@ struct Process {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    closed: bool,
     replies: HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
     execs: HashMap<String, watch::Sender<Option<ExecEnd>>>,
     attaches: HashMap<String, watch::Sender<Option<AttachEnd>>>,
@@ -204,27 +248,42 @@ impl Monitor {
         let failed = |source: io::Error| MonitorError::Connect { path: path.to_owned(), source };
         let stream = tokio::net::UnixStream::connect(path).await.map_err(failed)?;
         // The peer's credentials are those of the daemon that made the listening socket, so the monitor is asked.
-        let monitor = Self::over(stream.into_std().map_err(failed)?.into())?;
-        let status = monitor.status().await?;
+        let monitor = Self::over(stream.into_std().map_err(failed)?.into(), Some(path))?;
+        let status = match monitor.status().await {
+            // Somebody listened. If it was a monitor's last moment the next try will not find one.
+            Err(MonitorError::Gone) => return Err(MonitorError::Broken { what: "status" }),
+            status => status?,
+        };
         monitor.know(status.ready.pid)?;
+        monitor.learn(&status.ready);
         Ok((monitor, status))
     }
 
-    /// Starts to read `socket`, a connection to a monitor. Needs a tokio runtime.
-    pub(super) fn over(socket: OwnedFd) -> Result<Self, MonitorError> {
+    /// What this monitor can do; an old one does not say.
+    fn learn(&self, ready: &Ready) {
+        if let Some(inner) = self.0.as_ref().filter(|_| ready.fds_max != 0) {
+            inner.fds_max.store(ready.fds_max.min(wire::FDS_MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Starts to read `socket`, a connection to a monitor that listens at `path`. Needs a tokio runtime.
+    pub(super) fn over(socket: OwnedFd, path: Option<&Path>) -> Result<Self, MonitorError> {
         let local = |action| move |source: io::Error| MonitorError::Local { action, source };
         rustix::io::ioctl_fionbio(&socket, true).map_err(|e| local("set up the socket")(e.into()))?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let inner = Arc::new(Inner {
             process: OnceLock::new(),
-            socket: watched(socket).map_err(local("watch the socket"))?,
+            path: path.map(Path::to_owned),
+            socket: Mutex::new(Arc::new(watched(socket).map_err(local("watch the socket"))?)),
+            in_vain: AtomicU32::new(0),
             sending: Arc::default(),
             execs: Semaphore::new(EXECS_MAX),
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             next_id: AtomicU64::new(1),
+            fds_max: AtomicUsize::new(wire::FDS_MAX_UNSAID),
             waiting: Mutex::default(),
             events: Mutex::new(Some(receiver)),
-            closed: watch::Sender::new(false),
+            line: watch::Sender::new(Line::Up),
         });
         tokio::spawn(read(Arc::clone(&inner), sender));
         Ok(Self(Some(inner)))
@@ -263,7 +322,7 @@ impl Monitor {
             if let Some(process) = inner.process.get() {
                 process.pidfd.readable().await.map(drop).ok();
             }
-            inner.closed.subscribe().wait_for(|closed| *closed).await.map(drop).ok();
+            inner.line.subscribe().wait_for(|line| *line == Line::Closed).await.map(drop).ok();
         }
     }
 
@@ -273,6 +332,13 @@ impl Monitor {
             // Only ESRCH is possible, and then it has ended.
             signal::send(process.pidfd.get_ref(), 9).ok();
         }
+    }
+
+    /// Errors if a container has more mounts than the monitor takes with one request.
+    pub(crate) fn check_mounts(&self, mounts: usize) -> Result<(), MonitorError> {
+        // Beside them are the log's directory and the rootfs.
+        let max = self.inner()?.fds_max.load(Ordering::Relaxed) - 2;
+        if mounts > max { Err(MonitorError::TooManyMounts { mounts, max }) } else { Ok(()) }
     }
 
     pub(crate) async fn create(&self, create: CreateRequest) -> Result<Created, MonitorError> {
@@ -289,6 +355,7 @@ impl Monitor {
             mounts,
             timeout,
         } = create;
+        self.check_mounts(mounts.len())?;
         let request = Request::Create(Create {
             container: id.clone(),
             runtime,
@@ -311,6 +378,21 @@ impl Monitor {
         match self.ask("create", request, fds, timeout + ANSWER_MARGIN).await? {
             (Reply::Created(created), _) => Ok(created),
             other => Err(unexpected("create", &id, other.0)),
+        }
+    }
+
+    /// Deletes a container whose creation nobody waits for any more, once the monitor has finished with that; none is fine.
+    pub(crate) async fn delete_unfinished(&self, id: &str) -> Result<(), MonitorError> {
+        for _ in 0..UNFINISHED_TRIES {
+            let creating = |seen: &ContainerStatus| seen.id == id && seen.state == ContainerState::Creating;
+            if !self.status().await?.containers.iter().any(creating) {
+                break;
+            }
+            tokio::time::sleep(UNFINISHED_AGAIN).await;
+        }
+        match self.delete(id).await {
+            Err(MonitorError::NoSuchContainer { .. } | MonitorError::Gone) => Ok(()),
+            deleted => deleted,
         }
     }
 
@@ -408,7 +490,7 @@ impl Monitor {
             let started =
                 self.ask("exec", request, vec![out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
             let end = match started {
-                Ok((Reply::ExecStarted { .. }, _)) => wait(&mut ended).await,
+                Ok((Reply::ExecStarted { .. }, _)) => inner.wait("exec", &mut ended).await,
                 Ok((other, _)) => Err(unexpected("exec", id, other)),
                 Err(error) => Err(error),
             };
@@ -452,17 +534,13 @@ impl Monitor {
         let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let frame = wire::encode(&ToMonitor { id, request }, fds.len())?;
-        let (sender, reply) = oneshot::channel();
-        {
-            let mut waiting = lock(&inner.waiting);
-            if waiting.closed {
-                return Err(MonitorError::Gone);
-            }
-            waiting.replies.insert(id, sender);
-        }
         let answer = async {
-            inner.send(frame, fds).await.map_err(|_| MonitorError::Gone)?;
-            reply.await.map_err(|_| MonitorError::Gone)
+            let reply = inner.expect_reply(id).await?;
+            inner.send(frame, fds).await.ok();
+            match reply.await {
+                Ok(reply) => Ok(reply),
+                Err(_) => Err(inner.lost(what).await),
+            }
         };
         match tokio::time::timeout(wait, answer).await {
             Ok(answer) => answer,
@@ -482,15 +560,17 @@ impl Monitor {
     ) -> Result<Ready, MonitorError> {
         let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
         let frame = wire::encode(hello, fds.len())?;
-        let (sender, reply) = oneshot::channel();
-        // The answer to Hello has the id 0.
-        lock(&inner.waiting).replies.insert(0, sender);
         let answer = async {
-            inner.send(frame, fds).await.map_err(|_| MonitorError::Gone)?;
+            // The answer to Hello has the id 0.
+            let reply = inner.expect_reply(0).await?;
+            inner.send(frame, fds).await.ok();
             reply.await.map_err(|_| MonitorError::Gone)
         };
         match tokio::time::timeout(wait, answer).await {
-            Ok(Ok((Reply::Ready(ready), _))) => Ok(ready),
+            Ok(Ok((Reply::Ready(ready), _))) => {
+                self.learn(&ready);
+                Ok(ready)
+            }
             Ok(Ok((other, _))) => Err(unexpected("hello", "", other)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(MonitorError::NoAnswer { what: "hello", after: wait }),
@@ -531,7 +611,85 @@ impl Inner {
 
     fn expecting(&self) -> Result<MutexGuard<'_, Waiting>, MonitorError> {
         let waiting = lock(&self.waiting);
-        if waiting.closed { Err(MonitorError::Gone) } else { Ok(waiting) }
+        if *self.line.borrow() == Line::Closed { Err(MonitorError::Gone) } else { Ok(waiting) }
+    }
+
+    /// Where the answer to request `id` will come, which is to be sent now: there is a connection.
+    async fn expect_reply(&self, id: u64) -> Result<oneshot::Receiver<(Reply, Vec<OwnedFd>)>, MonitorError> {
+        let mut line = self.line.subscribe();
+        loop {
+            line.wait_for(|line| *line != Line::Broken).await.map_err(|_| MonitorError::Gone)?;
+            let mut waiting = self.expecting()?;
+            // It may have broken again since.
+            if *self.line.borrow() == Line::Up {
+                let (sender, reply) = oneshot::channel();
+                waiting.replies.insert(id, sender);
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Why nobody will tell any more, once that is known.
+    async fn lost(&self, what: &'static str) -> MonitorError {
+        match self.line.subscribe().wait_for(|line| *line != Line::Broken).await.map(|line| *line) {
+            Ok(Line::Up) => MonitorError::Broken { what },
+            _ => MonitorError::Gone,
+        }
+    }
+
+    /// What `end` is told. Cancel-safe.
+    pub(super) async fn wait<T: Copy>(
+        &self,
+        what: &'static str,
+        end: &mut watch::Receiver<Option<T>>,
+    ) -> Result<T, MonitorError> {
+        match end.wait_for(Option::is_some).await.ok().and_then(|end| *end) {
+            Some(end) => Ok(end),
+            None => Err(self.lost(what).await),
+        }
+    }
+
+    fn socket(&self) -> Arc<AsyncFd<OwnedFd>> {
+        Arc::clone(&lock(&self.socket))
+    }
+
+    /// Ends what waits for something to come on the present connection.
+    fn end_waits(&self, line: Line) {
+        let mut waiting = lock(&self.waiting);
+        self.line.send_replace(line);
+        waiting.replies.clear();
+        waiting.execs.clear();
+        waiting.attaches.clear();
+    }
+
+    /// Makes a new connection. False once the monitor has ended or is given up.
+    async fn connect_again(&self) -> bool {
+        let Some(path) = &self.path else { return false };
+        let ended = async || match self.process.get() {
+            // An error would mean that the runtime is ending.
+            Some(process) => process.pidfd.readable().await.map(drop).unwrap_or(()),
+            None => std::future::pending().await,
+        };
+        while self.in_vain.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX {
+            tokio::select! {
+                () = ended() => return false,
+                () = tokio::time::sleep(CONNECT_AGAIN) => {}
+            }
+            let connected = tokio::net::UnixStream::connect(path).await;
+            match connected.and_then(|stream| watched(stream.into_std()?.into())) {
+                Ok(socket) => {
+                    *lock(&self.socket) = Arc::new(socket);
+                    let _waiting = lock(&self.waiting);
+                    self.line.send_replace(Line::Up);
+                    return true;
+                }
+                Err(error) => {
+                    tracing::warn!(monitor = self.pid(), %error, "cannot connect to a monitor that lives");
+                }
+            }
+        }
+        tracing::error!(monitor = self.pid(), "giving a monitor up that does not answer");
+        false
     }
 
     /// Sends a whole frame or, given up before its turn, nothing of it. Given up later it is sent all the same: whatever
@@ -541,37 +699,90 @@ impl Inner {
         let this = Arc::clone(self);
         let written = tokio::spawn(async move {
             let _sending = sending;
-            this.write(&frame, &fds).await
+            let socket = this.socket();
+            let written = write(&socket, &frame, &fds).await;
+            if written.is_err() {
+                // The rest of the frame is missing, so nothing can follow it; the reader sees the end.
+                rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Both).ok();
+            }
+            written
         });
         written.await.map_err(io::Error::other)?
     }
+}
 
-    async fn write(&self, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-        let mut rest = frame;
-        let mut fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        while !rest.is_empty() {
-            let mut ready = self.socket.writable().await?;
-            match ready.try_io(|socket| socket::send(socket.get_ref(), rest, &fds)) {
-                Ok(sent) => {
-                    rest = &rest[sent?..];
-                    fds.clear();
-                }
-                Err(_would_block) => {}
+async fn write(socket: &AsyncFd<OwnedFd>, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let mut rest = frame;
+    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    let mut fds = &fds[..];
+    while !rest.is_empty() {
+        let mut ready = socket.writable().await?;
+        match ready.try_io(|socket| socket::send(socket.get_ref(), rest, fds)) {
+            Ok(sent) => {
+                let (sent, with) = sent?;
+                (rest, fds) = (&rest[sent..], &fds[with..]);
             }
+            Err(_would_block) => {}
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// Hands out what the monitor says until it has ended or is given up.
+async fn read(inner: Arc<Inner>, events: mpsc::Sender<Event>) {
+    loop {
+        converse(&inner, &events).await;
+        inner.end_waits(Line::Broken);
+        if !inner.connect_again().await {
+            break;
+        }
+        tokio::spawn(catch_up(Arc::clone(&inner), inner.socket(), events.clone()));
+    }
+    inner.end_waits(Line::Closed);
+}
+
+/// Tells what was to be told while there was no connection, and ends execs whose answer nobody will get.
+async fn catch_up(inner: Arc<Inner>, socket: Arc<AsyncFd<OwnedFd>>, events: mpsc::Sender<Event>) {
+    let monitor = Monitor(Some(Arc::clone(&inner)));
+    let status = match monitor.status().await {
+        Ok(status) => status,
+        Err(error) => {
+            tracing::warn!(monitor = inner.pid(), error = %crate::task::chain(&error), "a new connection to a monitor is of no use");
+            // A monitor that says nothing at all is given up as one that cannot be connected to.
+            rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Both).ok();
+            return;
+        }
+    };
+    inner.in_vain.store(0, Ordering::Relaxed);
+    tracing::warn!(monitor = inner.pid(), "the connection to a monitor broke and was made anew");
+    for container in status.containers {
+        let Some(wire::Exit { code, signal, oom_killed, finished_at }) = container.exit else { continue };
+        // Who knows of this end already takes no notice.
+        let id = container.id;
+        events.send(Event::ContainerExited { id, code, signal, oom_killed, finished_at }).await.ok();
+    }
+    for exec in status.execs {
+        let awaited = lock(&inner.waiting).execs.contains_key(&exec);
+        if !awaited {
+            monitor.exec_kill(&exec).await.ok();
+        }
     }
 }
 
-/// Hands out what the monitor says until it says no more.
-async fn read(inner: Arc<Inner>, events: mpsc::Sender<Event>) {
+/// Hands out what the monitor says until the connection is of no more use.
+async fn converse(inner: &Inner, events: &mpsc::Sender<Event>) {
+    let socket = inner.socket();
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        let Ok(mut ready) = inner.socket.readable().await else { break };
+        let Ok(mut ready) = socket.readable().await else { return };
         let mut fds = Vec::new();
         let received = match ready.try_io(|socket| socket::receive(socket.get_ref(), &mut buffer, &mut fds)) {
-            Ok(Ok(0)) | Ok(Err(_)) => break,
+            Ok(Ok(0)) => return,
+            Ok(Err(error)) => {
+                tracing::error!(monitor = inner.pid(), %error, "cannot read what a monitor says");
+                return;
+            }
             Ok(Ok(received)) => received,
             Err(_would_block) => continue,
         };
@@ -579,16 +790,14 @@ async fn read(inner: Arc<Inner>, events: mpsc::Sender<Event>) {
         loop {
             match decoder.next::<FromMonitor>() {
                 Ok(None) => break,
-                Ok(Some((message, fds))) => deliver(&inner, &events, message, fds).await,
+                Ok(Some((message, fds))) => deliver(inner, events, message, fds).await,
                 Err(error) => {
                     tracing::error!(monitor = inner.pid(), error = %crate::task::chain(&error), "a monitor talks nonsense");
-                    close(&inner);
                     return;
                 }
             }
         }
     }
-    close(&inner);
 }
 
 async fn deliver(inner: &Inner, events: &mpsc::Sender<Event>, message: FromMonitor, fds: Vec<OwnedFd>) {
@@ -616,16 +825,6 @@ async fn deliver(inner: &Inner, events: &mpsc::Sender<Event>, message: FromMonit
             events.send(event).await.ok();
         }
     }
-}
-
-fn close(inner: &Inner) {
-    let mut waiting = lock(&inner.waiting);
-    waiting.closed = true;
-    waiting.replies.clear();
-    waiting.execs.clear();
-    waiting.attaches.clear();
-    drop(waiting);
-    inner.closed.send_replace(true);
 }
 
 /// Takes an exec that nobody waits for any more out of the list.
@@ -679,12 +878,6 @@ async fn collect(pipe: pipe::Receiver, cap: Bytes, mut over: watch::Receiver<boo
     kept
 }
 
-/// What `end` is told. Cancel-safe.
-pub(super) async fn wait<T: Copy>(end: &mut watch::Receiver<Option<T>>) -> Result<T, MonitorError> {
-    // An error means that nobody will ever tell.
-    end.wait_for(Option::is_some).await.ok().and_then(|end| *end).ok_or(MonitorError::Gone)
-}
-
 /// A name for an exec or attach: others of the pod have others, those of an earlier daemon too.
 fn random_name() -> String {
     crate::id::ContainerId::random().short().to_string()
@@ -727,10 +920,81 @@ mod tests {
         assert_eq!(collect(pipe, Bytes(4), over).await, b"last");
     }
 
+    /// A monitor in this process: for each connection, one after the other, what it answers to the first request.
+    fn fake(answers: Vec<Vec<Vec<u8>>>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = socket::listen(&path).unwrap();
+        rustix::io::ioctl_fionbio(&listener, false).unwrap();
+        std::thread::spawn(move || {
+            let mut last = None;
+            for answer in answers {
+                let connection = socket::accept(&listener).unwrap();
+                rustix::io::ioctl_fionbio(&connection, false).unwrap();
+                let (mut decoder, mut buffer) = (Decoder::default(), vec![0; READ_BYTES]);
+                while decoder.next::<ToMonitor>().unwrap().is_none() {
+                    let n = socket::receive(&connection, &mut buffer, &mut Vec::new()).unwrap();
+                    decoder.push(&buffer[..n], []);
+                }
+                for frame in answer {
+                    socket::send(&connection, &frame, &[]).unwrap();
+                }
+                last = Some(connection);
+            }
+            // The last one stays until the client leaves it.
+            if let Some(last) = last {
+                socket::receive(&last, &mut [0; 64], &mut Vec::new()).ok();
+            }
+        });
+        (dir, path)
+    }
+
+    fn status_reply(id: u64, exit: Option<wire::Exit>) -> Vec<u8> {
+        let container = ContainerStatus {
+            id: "c".into(),
+            state: ContainerState::Exited,
+            pid: Some(1),
+            start_time: 0,
+            started_at: Some(1),
+            exit,
+        };
+        // This process stands for the monitor's: it lives.
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let ready = Ready { version: wire::VERSION, pid, ..Ready::default() };
+        let containers = exit.map(|_| container).into_iter().collect();
+        let status = Status { version: wire::VERSION, ready, containers, ..Status::default() };
+        wire::encode(&FromMonitor::Reply { id, reply: Reply::Status(status) }, 0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_made_anew_and_what_happened_meanwhile_is_told() {
+        let exit = wire::Exit { code: 7, signal: 0, oom_killed: false, finished_at: 9 };
+        let nonsense = vec![0xff; wire::HEADER];
+        let answers = vec![vec![status_reply(1, None), nonsense], vec![status_reply(2, Some(exit))]];
+        let (_dir, path) = fake(answers);
+        let (monitor, status) = Monitor::connect(&path).await.unwrap();
+        assert_eq!(status.containers, []);
+        let event = monitor.events().recv().await;
+        let expected =
+            Event::ContainerExited { id: "c".into(), code: 7, signal: 0, oom_killed: false, finished_at: 9 };
+        assert_eq!(event, Some(expected));
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_lives_and_never_answers_is_given_up_after_a_bounded_number_of_connections() {
+        let nonsense = vec![0xff; wire::HEADER];
+        let mut answers = vec![vec![status_reply(1, None), nonsense.clone()]];
+        answers.extend((0..CONNECTIONS_MAX).map(|_| vec![nonsense.clone()]));
+        let (_dir, path) = fake(answers);
+        let (monitor, _) = Monitor::connect(&path).await.unwrap();
+        assert_eq!(monitor.events().recv().await, None);
+        assert!(matches!(monitor.start("c").await, Err(MonitorError::Gone)));
+    }
+
     #[tokio::test]
     async fn a_request_that_is_given_up_half_way_is_sent_whole_before_the_next_one() {
         let (ours, theirs) = socket::pair().unwrap();
-        let monitor = Monitor::over(ours).unwrap();
+        let monitor = Monitor::over(ours, None).unwrap();
         let peer = watched(theirs).unwrap();
         {
             // Far more than a socket holds, so what has come is a part of it.

@@ -79,6 +79,18 @@ pub(super) struct Job {
     then: Then,
 }
 
+impl Job {
+    /// The monitor learns by its end which process it has left to us.
+    pub(super) fn leaves_a_process(&self) -> bool {
+        match self.then {
+            Then::Create { .. } | Then::Exec { .. } => true,
+            Then::Start | Then::State(_) | Then::Delete | Then::Nothing { .. } | Then::KillExec { .. } => {
+                false
+            }
+        }
+    }
+}
+
 /// What a job's end means.
 #[derive(Debug)]
 enum Then {

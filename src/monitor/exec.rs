@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::client::{ANSWER_MARGIN, Monitor, MonitorError, RUNTIME_WAIT, millis, unexpected, wait};
+use super::client::{ANSWER_MARGIN, Monitor, MonitorError, RUNTIME_WAIT, millis, unexpected};
 use super::wire::{Exec, Reply, Request};
 
 pub(crate) use super::client::ExecEnd;
@@ -103,7 +103,7 @@ impl Monitor {
 impl ExecProcess {
     /// Returns once the command's own process has ended, whoever else it left behind. Cancel-safe.
     pub(crate) async fn wait(&self) -> Result<ExecEnd, MonitorError> {
-        wait(&mut self.end.clone()).await
+        self.monitor.inner()?.wait("exec", &mut self.end.clone()).await
     }
 
     /// The client has gone away, and nobody will ask for the end.

@@ -38,6 +38,7 @@ pub(crate) mod spawn;
 mod tests;
 pub(crate) mod wire;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,9 +62,6 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// Peers at once: the daemon, one that takes over from it, an operator's tool.
 const CONNECTIONS_MAX: usize = 8;
-
-/// Ends of children that nobody has asked for yet, kept while a runtime is about to say whose they are.
-const UNCLAIMED_MAX: usize = 256;
 
 /// The id of the answer to [`Hello`].
 const HELLO: u64 = 0;
@@ -158,7 +156,7 @@ fn start() -> Result<Supervisor, StartError> {
         leaving: Vec::new(),
         execs: Vec::new(),
         jobs: Vec::new(),
-        unclaimed: Vec::new(),
+        unclaimed: BTreeMap::new(),
         buffers: Buffers::default(),
         numbers: 0,
         ending: false,
@@ -196,7 +194,9 @@ struct Supervisor {
     leaving: Vec<Client>,
     execs: Vec<Exec>,
     jobs: Vec<Job>,
-    unclaimed: Vec<(i32, End)>,
+    /// Ends of children while a runtime is about to say whose they are. None may be lost, whatever orphans a container leaves
+    /// meanwhile; there is one per pid at most, and only for as long as a runtime may take.
+    unclaimed: BTreeMap<i32, End>,
     buffers: Buffers,
     /// For file names.
     numbers: u64,
@@ -409,15 +409,27 @@ impl Supervisor {
             let exec = self.execs.remove(place);
             let End { code, signal } = end;
             self.tell_all(&Event::ExecExited { exec: exec.id, code, signal, timed_out: exec.timed_out });
-        } else if !self.jobs.is_empty() && self.unclaimed.len() < UNCLAIMED_MAX {
-            self.unclaimed.push((pid, end));
+        } else if self.jobs.iter().any(Job::leaves_a_process) {
+            // Of a pid that was used twice the later end is the one to be asked for.
+            self.unclaimed.insert(pid, end);
         }
     }
 
     /// Gives ends that came before their process was known to whom they belong to.
     fn claim(&mut self) {
-        for (pid, end) in std::mem::take(&mut self.unclaimed) {
-            self.child_ended(pid, end);
+        let containers = self.containers.iter().filter(|container| container.exit.is_none());
+        let known = containers.filter_map(|container| container.pid);
+        let known = known.chain(self.execs.iter().map(|exec| exec.pid));
+        let claimed: Vec<i32> = known.filter(|pid| self.unclaimed.contains_key(pid)).collect();
+        for pid in claimed {
+            let end = self.unclaimed.remove(&pid);
+            // A child that is there has not ended: an orphan had its pid before.
+            if let Some(end) = end.filter(|_| !reap::is_our_child(pid)) {
+                self.child_ended(pid, end);
+            }
+        }
+        if !self.jobs.iter().any(Job::leaves_a_process) {
+            self.unclaimed = BTreeMap::new();
         }
     }
 

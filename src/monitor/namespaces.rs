@@ -145,6 +145,7 @@ fn make_namespaces(wanted: &Namespaces) -> Result<(Pins, Ready), NamespaceError>
         uts: path(wanted.uts, "uts"),
         pid_ns: pins.init.map(|init| PathBuf::from(format!("/proc/{init}/ns/pid"))),
         user: user_path,
+        fds_max: super::wire::FDS_MAX,
     };
     Ok((pins, ready))
 }

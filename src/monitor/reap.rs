@@ -108,6 +108,11 @@ pub(super) fn stat(pid: i32) -> Option<(i32, i32, u64)> {
     Some((parent, session, start))
 }
 
+/// Whether a child of ours with this pid lives or has not been reaped.
+pub(super) fn is_our_child(pid: i32) -> bool {
+    stat(pid).is_some_and(|(parent, ..)| u32::try_from(parent) == Ok(std::process::id()))
+}
+
 /// Kills a process, its descendants, and who else is in the session that it leads. Blocking, but only for the time
 /// that it takes to read /proc.
 pub(super) fn kill_tree(root: i32) {

@@ -58,8 +58,8 @@ impl Connection {
         while let Some((frame, fds)) = self.unsent.front_mut() {
             let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             match socket::send(&self.socket, &frame[self.sent..], &borrowed) {
-                Ok(n) => {
-                    fds.clear();
+                Ok((n, with)) => {
+                    fds.drain(..with);
                     self.sent += n;
                     if self.sent == frame.len() {
                         self.unsent.pop_front();
@@ -83,7 +83,10 @@ impl Connection {
             Ok(0) => self.broken = true,
             Ok(n) => self.decoder.push(&buffer[..n], fds),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.broken = true,
+            Err(error) => {
+                eprintln!("brig-monitor: dropping a connection: {error}");
+                self.broken = true;
+            }
         }
     }
 

@@ -79,7 +79,7 @@ async fn start(request: &SpawnRequest, listener: OwnedFd) -> Result<(Monitor, Re
         .spawn()
         .map_err(local("start the monitor's program"))?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or(MonitorError::Gone)?;
-    let monitor = Monitor::over(ours)?;
+    let monitor = Monitor::over(ours, Some(&request.socket))?;
     monitor.know(pid)?;
     let hello = wire::Hello {
         version: wire::VERSION,

@@ -52,6 +52,17 @@ start) echo go > "$(cat "$root/$id")/fifo" ;;
 exec)
     bundle=$(cat "$root/$id")
     while [ -e "$bundle/hold" ]; do sleep 0.01; done
+    if [ -e "$bundle/orphans" ]; then
+        # Orphans are the monitor's from the start, the new process too, and all are reaped before this ends.
+        for n in $(seq "$(cat "$bundle/orphans")"); do (true & echo $! >> "$bundle/pids"); done
+        (sh "$bundle/exec" & echo $! > "$pid_file")
+        # Not sooner, or the shell that started it would wait for it.
+        touch "$bundle/exec.go"
+        for pid in $(cat "$bundle/pids" "$pid_file"); do
+            while kill -0 "$pid" 2> /dev/null; do sleep 0.01; done
+        done
+        exit 0
+    fi
     exec 3<&0
     sh "$bundle/exec" <&3 3<&- &
     if [ "$inner" ]; then
@@ -341,8 +352,8 @@ fn attach_ended(attach: &str, end: AttachEnd) -> Event {
 fn send(socket: &OwnedFd, mut bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]) {
     let mut fds = fds;
     while !bytes.is_empty() {
-        let n = socket::send(socket, bytes, fds).expect("sent");
-        (bytes, fds) = (&bytes[n..], &[]);
+        let (n, with) = socket::send(socket, bytes, fds).expect("sent");
+        (bytes, fds) = (&bytes[n..], &fds[with..]);
     }
 }
 
@@ -494,6 +505,30 @@ fn an_exec_that_is_killed_while_it_starts_ends_as_soon_as_it_has() {
     assert!(matches!(monitor.answer(starting).0, Reply::ExecStarted { .. }));
     let expected = Event::ExecExited { exec: "e".into(), code: 137, signal: 9, timed_out: false };
     assert_eq!(monitor.event(), expected);
+}
+
+#[test]
+fn an_end_that_came_before_its_process_was_known_is_told_whatever_else_has_ended_meanwhile() {
+    let mut fixture = Fixture::new(Namespaces::default());
+    fixture.run("c", "exec sleep 1000");
+    fs::write(fixture.dir.path().join("c/exec"), "until [ -e \"$0.go\" ]; do sleep 0.01; done; exit 7")
+        .unwrap();
+    fs::write(fixture.dir.path().join("c/orphans"), "600").unwrap();
+    let exec = Exec {
+        exec: "e".into(),
+        container: "c".into(),
+        process: "{}".into(),
+        terminal: false,
+        stdin: false,
+        stdout: false,
+        stderr: false,
+        timeout_ms: 0,
+        start_timeout_ms: 60_000,
+        streams: false,
+    };
+    assert!(matches!(fixture.ask(Request::Exec(exec), &[]), Reply::ExecStarted { .. }));
+    let event = fixture.event();
+    assert_eq!(event, Event::ExecExited { exec: "e".into(), code: 7, signal: 0, timed_out: false });
 }
 
 #[test]

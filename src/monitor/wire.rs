@@ -2,8 +2,8 @@
 //!
 //! A stream of frames over a unix socket. A frame is an eight-byte header (length of the body and number of file
 //! descriptors, both `u32` little-endian) and a JSON body. Descriptors travel with the frame's first byte by
-//! `SCM_RIGHTS`; the kernel keeps them in order, so a queue of received descriptors and the count in the header say
-//! whose they are.
+//! `SCM_RIGHTS`, and where they are more than one message of the kernel's carries, with the next bytes too; the kernel keeps
+//! them in order, so a queue of received descriptors and the count in the header say whose they are.
 //!
 //! ```text
 //! brigd   ── Hello (only on the monitor's stdin) ─▶  monitor     ◀─ Ready ──
@@ -22,6 +22,8 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::socket;
+
 /// Said in the first message of either side.
 pub(crate) const VERSION: u32 = 1;
 
@@ -29,8 +31,15 @@ pub(crate) const VERSION: u32 = 1;
 /// both, 2 MiB as a rule, and JSON may double that. A frame that claims more is a broken peer.
 pub(crate) const FRAME_MAX: usize = 8 << 20;
 
-/// The most descriptors with one frame: `SCM_MAX_FD` of the kernel (unix(7)).
-pub(crate) const FDS_MAX: usize = 253;
+/// The most descriptors with one frame, of which there is one per mount of a container: what fits with a header and one byte
+/// more. Each is an open file in brigd, the monitor and the sandbox at the same time, and an argument of the last.
+pub(crate) const FDS_MAX: usize = 2048;
+
+/// What a monitor takes that does not say: `SCM_MAX_FD` of the kernel (unix(7)).
+#[cfg(feature = "daemon")]
+pub(crate) const FDS_MAX_UNSAID: usize = 253;
+
+const _: () = assert!(FDS_MAX <= (HEADER + 1) * socket::FDS_MAX, "each message takes a byte along");
 
 /// Bytes before each body.
 pub(crate) const HEADER: usize = 8;
@@ -104,6 +113,8 @@ pub(crate) struct Ready {
     pub uts: Option<PathBuf>,
     pub pid_ns: Option<PathBuf>,
     pub user: Option<PathBuf>,
+    /// The most descriptors that the monitor takes with a frame. 0 is [`FDS_MAX_UNSAID`]: it is older than this field.
+    pub fds_max: usize,
 }
 
 /// From brigd.
@@ -481,6 +492,8 @@ impl Decoder {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -582,6 +595,47 @@ mod tests {
         let text = r#"{"id":1,"request":{"op":"exec","exec":"e","container":"c","process":"{}","terminal":false,"stdin":false,"stdout":true,"stderr":true,"timeout_ms":0,"start_timeout_ms":5}}"#;
         let Request::Exec(exec) = serde_json::from_str::<ToMonitor>(text).unwrap().request else { panic!() };
         assert!(!exec.streams);
+    }
+
+    #[test]
+    fn more_descriptors_than_one_message_carries_come_in_order_and_with_their_own_frame() {
+        let (ours, theirs) = socket::pair().unwrap();
+        // The limit of open files is 1024 as a rule, and they are open at both ends.
+        let files: Vec<_> = (0..400).map(|_| tempfile::tempfile().unwrap()).collect();
+        let inode = |file: &OwnedFd| rustix::fs::fstat(file).unwrap().st_ino;
+        let files: Vec<OwnedFd> = files.into_iter().map(OwnedFd::from).collect();
+        let message = |id| ToMonitor { id, request: Request::Status { version: 1 } };
+        for (id, files) in [(1, &files[..300]), (2, &files[300..]), (3, &[])] {
+            let (frame, mut fds) = (encode(&message(id), files.len()).unwrap(), Vec::new());
+            fds.extend(files.iter().map(AsFd::as_fd));
+            let (mut bytes, mut fds) = (&frame[..], &fds[..]);
+            while !bytes.is_empty() {
+                let (sent, with) = socket::send(&ours, bytes, fds).unwrap();
+                (bytes, fds) = (&bytes[sent..], &fds[with..]);
+            }
+            assert!(fds.is_empty());
+        }
+        drop(ours);
+        let (mut decoder, mut buffer, mut received) = (Decoder::default(), [0; 4096], Vec::new());
+        loop {
+            let mut fds = Vec::new();
+            match socket::receive(&theirs, &mut buffer, &mut fds).unwrap() {
+                0 => break,
+                n => decoder.push(&buffer[..n], fds),
+            }
+            while let Some((message, fds)) = decoder.next::<ToMonitor>().unwrap() {
+                received.push((message.id, fds.iter().map(inode).collect::<Vec<_>>()));
+            }
+        }
+        let inodes = |files: &[OwnedFd]| files.iter().map(inode).collect::<Vec<_>>();
+        assert_eq!(received, [(1, inodes(&files[..300])), (2, inodes(&files[300..])), (3, vec![])]);
+    }
+
+    #[test]
+    fn a_monitor_that_does_not_say_how_many_descriptors_it_takes_is_an_old_one() {
+        let ready = serde_json::from_str::<Ready>(r#"{"version":1,"pid":7}"#).unwrap();
+        assert_eq!(ready, Ready { version: 1, pid: 7, ..Ready::default() });
+        assert_eq!(ready.fds_max, 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! remove.rs   stop, containers, record
 //! update.rs   resources of the whole pod
 //! watch.rs    what a monitor reports, handed to the containers
+//! oci.rs      a pod as an OCI config, for tools
 //! ```
 //!
 //! A pod is a monitor process and a network attachment. The monitor lives inside the pod's namespaces, so
@@ -20,6 +21,7 @@ mod adopt;
 mod cgroup;
 pub(crate) mod ids;
 mod metrics;
+mod oci;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod run;

@@ -14,7 +14,7 @@ use crate::container::bundle::PodLabels;
 use crate::container::handler::Handler;
 use crate::container::hardened;
 use crate::container::place::PodPlace;
-use crate::container::relabel::relabel;
+use crate::container::relabel::relabel_own;
 use crate::container::spec::{IdMapping, NamespaceMode, UserNamespace};
 use crate::events::EventKind;
 use crate::id::PodId;
@@ -360,7 +360,7 @@ fn write_pod_files(dir: &Path, spec: &PodSpec, label: Option<&str>) -> Result<()
     std::fs::write(&path, format!("{}\n", hostname(spec))).map_err(|e| file("write", &path, e))?;
     for path in [&resolv_conf, &path] {
         label
-            .map_or(Ok(()), |label| relabel(path, label))
+            .map_or(Ok(()), |label| relabel_own(path, label))
             .map_err(|e| file("set the SELinux label of", path, io::Error::other(e)))?;
     }
     Ok(())

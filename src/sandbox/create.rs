@@ -18,7 +18,7 @@ use super::caps::Sets;
 use super::cgroup::Manager;
 use super::error::{Attempt, Error};
 use super::init::{self, Plan};
-use super::launch::{self, Confinement, Floor};
+use super::launch::{self, Confinement};
 use super::resources::{self, Birth, Group, manager_name};
 use super::spec::{self, Config, IdMapping, Namespaces, StateDocument};
 use super::state::{Directory, Identity, Record};
@@ -190,31 +190,13 @@ fn prepare(
         let at = given.iter().position(|(other, _)| *other == index)?;
         Some(given.swap_remove(at).1)
     })?;
-    let sets = Sets::new(process.capabilities.as_ref());
-    if !sets.ignored.is_empty() {
-        log::warn(&format!(
-            "capabilities that this host cannot give are left out: {}",
-            sets.ignored.join(", ")
-        ));
-    }
-    let floor = Floor::of(&config, &process)?;
-    let seccomp = match &config.linux.seccomp {
-        Some(profile) => {
-            Some(super::seccomp::compile(profile).map_err(|error| Error::Seccomp(Box::new(error)))?)
-        }
-        None => None,
-    };
-    let listener = match config.linux.seccomp.as_ref().and_then(|profile| profile.listener_path().as_ref()) {
-        Some(path) if seccomp.as_ref().is_some_and(super::seccomp::Program::uses_notify) => {
-            Some((launch::connect(path)?, Vec::new()))
-        }
-        _ => None,
-    };
     let console = match (process.terminal, &request.console_socket) {
         (false, _) => None,
         (true, Some(path)) => Some(launch::connect(path)?),
         (true, None) => request.console_fd.take(),
     };
+    let sets = Sets::new(process.capabilities.as_ref());
+    let confinement = Confinement::prepare(&config, process, sets, request.preserve_fds)?;
     let joined = open_namespaces(&mut namespaces)?;
     let devices = devices::prepare(&config, namespaces.has(Kind::User))?;
     let null = (!config.linux.masked_paths.is_empty()).then(devices::null).transpose()?;
@@ -232,16 +214,7 @@ fn prepare(
         outcome: open_fifo(directory, "outcome", OFlags::WRONLY)?,
         pivot: request.pivot,
         new_keyring: request.new_keyring,
-        confinement: Confinement {
-            sets,
-            seccomp,
-            listener,
-            personality: config.linux.personality.clone(),
-            preserve_fds: request.preserve_fds,
-            limit_itself: !user::may_raise_limits(),
-            floor,
-            process,
-        },
+        confinement,
         namespaces,
         config,
     })

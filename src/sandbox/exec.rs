@@ -14,7 +14,7 @@ use rustix::process::{Gid, Uid};
 use super::caps::Sets;
 use super::create::{ending, set_oom_score, write_pid_file};
 use super::error::{Attempt, Error};
-use super::launch::{self, Confinement, Floor};
+use super::launch::{self, Confinement};
 use super::resources::Group;
 use super::spec::{self, Config, Process};
 use super::state::{Container, Status};
@@ -89,28 +89,10 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
             }
         }
     }
-    let floor = Floor::of(&config, &process)?;
-    let seccomp = match &config.linux.seccomp {
-        Some(profile) => {
-            Some(super::seccomp::compile(profile).map_err(|error| Error::Seccomp(Box::new(error)))?)
-        }
-        None => None,
-    };
-    let listener = match config.linux.seccomp.as_ref().and_then(|profile| profile.listener_path().as_ref()) {
-        Some(path) if seccomp.as_ref().is_some_and(super::seccomp::Program::uses_notify) => {
-            Some((launch::connect(path)?, Vec::new()))
-        }
-        _ => None,
-    };
-    let sets = Sets::new(process.capabilities.as_ref()).for_exec();
-    if !sets.ignored.is_empty() {
-        log::warn(&format!(
-            "capabilities that this host cannot give are left out: {}",
-            sets.ignored.join(", ")
-        ));
-    }
     let rlimits = process.rlimits.clone();
     let oom_score_adj = process.oom_score_adj;
+    let sets = Sets::new(process.capabilities.as_ref()).for_exec();
+    let confinement = Confinement::prepare(&config, process, sets, request.preserve_fds)?;
     let proc = Proc::open().attempt(|| "open /proc".to_owned())?;
     let mut kinds = differing(container.record.process.pid)?;
     let (ours, theirs) = sync::pair().attempt(|| "make a socket pair".to_owned())?;
@@ -131,16 +113,7 @@ pub(super) fn exec(request: Request) -> Result<u8, Error> {
         console,
         proc,
         document: spec::seccomp_document(&config, &container.document(status.name())),
-        confinement: Confinement {
-            process,
-            sets,
-            seccomp,
-            listener,
-            personality: config.linux.personality.clone(),
-            preserve_fds: request.preserve_fds,
-            limit_itself: !user::may_raise_limits(),
-            floor,
-        },
+        confinement,
     };
     let group = container.group()?;
     let (forked, birth) = Group::fork(group.as_ref(), Kinds::default()).attempt(|| "fork".to_owned())?;

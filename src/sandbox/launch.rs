@@ -34,21 +34,21 @@ const SOCKET_PATH_MAX: usize = 107;
 #[derive(Debug)]
 pub(super) struct Confinement {
     pub(super) process: Process,
-    pub(super) sets: Sets,
-    pub(super) seccomp: Option<seccomp::Program>,
-    /// Where a filter that notifies sends its listener, and with which document.
+    sets: Sets,
+    seccomp: Option<seccomp::Program>,
+    /// Where a filter that notifies sends its listener, and with which document: that is known once the process exists.
     pub(super) listener: Option<(OwnedFd, Vec<u8>)>,
-    pub(super) personality: Option<Personality>,
+    personality: Option<Personality>,
     /// Descriptors 3 and up that the program inherits.
-    pub(super) preserve_fds: u32,
+    preserve_fds: u32,
     /// The process sets its resource limits itself.
-    pub(super) limit_itself: bool,
-    pub(super) floor: Floor,
+    limit_itself: bool,
+    floor: Floor,
 }
 
 /// What holds whatever else the config says; by annotations, because the runtime specification has no field for it.
 #[derive(Debug, Default)]
-pub(super) struct Floor {
+struct Floor {
     landlock: bool,
     seccomp: Option<seccomp::Program>,
 }
@@ -57,7 +57,7 @@ pub(super) struct Floor {
 const SECCOMP_FLOOR: &str = "brig.sandbox/seccomp-floor";
 
 impl Floor {
-    pub(super) fn of(config: &Config, process: &Process) -> Result<Self, Error> {
+    fn of(config: &Config, process: &Process) -> Result<Self, Error> {
         let seccomp = match config.annotations.get(SECCOMP_FLOOR) {
             Some(text) => {
                 let profile = super::spec::parse(text.as_bytes(), format!("annotations[{SECCOMP_FLOOR:?}]"))?;
@@ -74,6 +74,38 @@ impl Floor {
             ));
         }
         Ok(floor)
+    }
+}
+
+impl Confinement {
+    /// What `config` and `process` ask for, with the filters compiled and the agent of one that notifies connected.
+    pub(super) fn prepare(
+        config: &Config,
+        process: Process,
+        sets: Sets,
+        preserve_fds: u32,
+    ) -> Result<Self, Error> {
+        if !sets.ignored.is_empty() {
+            let left_out = sets.ignored.join(", ");
+            log::warn(&format!("capabilities that this host cannot give are left out: {left_out}"));
+        }
+        let floor = Floor::of(config, &process)?;
+        let profile = config.linux.seccomp.as_ref();
+        let seccomp = profile.map(seccomp::compile).transpose();
+        let seccomp = seccomp.map_err(|error| Error::Seccomp(Box::new(error)))?;
+        let notifies = seccomp.as_ref().is_some_and(seccomp::Program::uses_notify);
+        let agent = profile.and_then(|profile| profile.listener_path().as_ref()).filter(|_| notifies);
+        let listener = agent.map(|path| connect(path)).transpose()?.map(|socket| (socket, Vec::new()));
+        Ok(Self {
+            sets,
+            seccomp,
+            listener,
+            personality: config.linux.personality.clone(),
+            preserve_fds,
+            limit_itself: !super::user::may_raise_limits(),
+            floor,
+            process,
+        })
     }
 }
 

@@ -50,6 +50,13 @@ pub(crate) fn clone_tree(dir: impl AsFd, path: impl Arg, recursive: bool) -> io:
     Ok(open_tree(dir, path, flags)?)
 }
 
+/// What `path` leads to now, by a descriptor that stays with it (O_PATH). Links are followed, and what is mounted on demand
+/// is mounted.
+#[cfg(any(feature = "daemon", test))]
+pub(crate) fn hold(path: impl Arg) -> io::Result<OwnedFd> {
+    Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
+}
+
 /// Changes the attributes of a mount, and of all below it if `recursive`. `mount` must be a mount's root.
 pub(crate) fn change(mount: impl AsFd, recursive: bool, change: &Change) -> io::Result<()> {
     setattr(mount.as_fd(), recursive, change, None)

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
@@ -14,7 +14,7 @@ use rustix::net::{
 const CONTROL: usize = 16 + 4 * FDS_MAX + 12;
 
 /// `SCM_MAX_FD` of the kernel: one message carries no more (unix(7)).
-const FDS_MAX: usize = 253;
+pub(crate) const FDS_MAX: usize = 253;
 
 /// Two connected stream sockets, close-on-exec.
 #[cfg(any(feature = "daemon", test))]
@@ -39,20 +39,25 @@ pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
 
-/// Sends some of `bytes`, and all of `fds` with the first of them. Never raises SIGPIPE.
-pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+/// Sends some of `bytes` and the first [`FDS_MAX`] of `fds`, and says how many of each. More descriptors than that go with
+/// the bytes that follow, one byte for each further message: there must be as many. Never raises SIGPIPE.
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(usize, usize)> {
+    let (fds, further) = fds.split_at(fds.len().min(FDS_MAX));
+    let bytes = if further.is_empty() { bytes } else { &bytes[..1] };
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "more descriptors than one message carries"));
     }
     let flags = SendFlags::NOSIGNAL;
-    Ok(rustix::io::retry_on_intr(|| {
+    let sent = rustix::io::retry_on_intr(|| {
         rustix::net::sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, flags)
-    })?)
+    })?;
+    Ok((sent, fds.len()))
 }
 
-/// Receives some bytes into `buffer`, and the descriptors that came with them (close-on-exec). 0 is the end.
+/// Receives some bytes into `buffer`, and the descriptors that came with them (close-on-exec). 0 is the end. Errors if this
+/// process may not have as many files open: the kernel has dropped some then, and nobody could tell whose the others are.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -65,6 +70,9 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedF
             fds.extend(rights);
         }
     }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("descriptors got lost at the limit of open files; raise RLIMIT_NOFILE"));
+    }
     Ok(received.bytes)
 }
 
@@ -76,7 +84,7 @@ mod tests {
     fn descriptors_travel_with_the_bytes() {
         let (a, b) = pair().unwrap();
         let (read, write) = rustix::pipe::pipe().unwrap();
-        assert_eq!(send(&a, b"x", &[write.as_fd()]).unwrap(), 1);
+        assert_eq!(send(&a, b"x", &[write.as_fd()]).unwrap(), (1, 1));
         drop(write);
         let (mut buffer, mut fds) = ([0; 8], Vec::new());
         assert_eq!(receive(&b, &mut buffer, &mut fds).unwrap(), 1);

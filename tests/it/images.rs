@@ -5,7 +5,7 @@ use brig::proto::admin::{LoadRequest, TeardownRequest};
 use brig::proto::v1::*;
 
 use crate::fixture::image::{Entry, ImageBuilder};
-use crate::fixture::node::{Node, put_image};
+use crate::fixture::node::{Node, Options, eventually, put_image};
 use crate::fixture::registry::Access;
 
 fn spec(name: &str) -> Option<ImageSpec> {
@@ -179,4 +179,32 @@ fn admin(node: &Node) -> AdminClient<tonic::transport::Channel> {
 fn has_link(name: &str) -> bool {
     let links = std::fs::read_to_string("/proc/thread-self/net/dev").expect("the list of links");
     links.lines().any(|line| line.trim_start().starts_with(&format!("{name}:")))
+}
+
+#[test]
+fn privileged_a_stop_is_not_held_up_by_work_that_hangs_on_a_disk() {
+    let mut node =
+        Node::with(Options { config: "[server]\nshutdown_grace = \"0s\"".into(), ..Options::default() });
+    // A file that is never read to its end: whoever reads it hangs as on a disk that has gone.
+    let folder = node.dir.path().join("certs.d").join(node.registry.host());
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let fifo = folder.join("hosts.toml");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a fifo");
+    let image = Some(ImageSpec { image: node.image.clone(), ..Default::default() });
+    let (mut client, request) = (node.images.clone(), PullImageRequest { image, ..Default::default() });
+    let pull = node.spawn(async move { client.pull_image(request).await });
+    // It opens once somebody reads (fifo(7)).
+    let _writer = eventually(|| {
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).ok()
+    });
+    let began = std::time::Instant::now();
+    node.stop_brigd();
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(8), "the stop took {took:?}");
+    node.call(pull).expect("the task ends").expect_err("the pull was cut off");
+    drop(_writer);
+    std::fs::remove_file(&fifo).expect("the fifo");
+    node.restart_brigd();
+    node.busybox();
 }

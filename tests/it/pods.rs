@@ -539,6 +539,56 @@ fn privileged_a_pod_whose_monitor_was_killed_is_not_ready_and_can_be_removed() {
     });
 }
 
+/// Ends brigd's connections to monitors, at both ends, as a message would that one of them does not understand.
+fn break_connections(node: &Node) {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pid = i32::try_from(node.brigd_pid()).ok().and_then(Pid::from_raw).expect("a pid");
+    let brigd = pidfd_open(pid, PidfdFlags::empty()).expect("brigd");
+    let monitors = node.run_dir().join("monitors");
+    let mut broken = 0;
+    for entry in std::fs::read_dir(format!("/proc/{}/fd", node.brigd_pid())).expect("its files").flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).expect("a number");
+        let Ok(file) = pidfd_getfd(&brigd, number, PidfdGetfdFlags::empty()) else { continue };
+        let Ok(Some(peer)) = rustix::net::getpeername(&file) else { continue };
+        let Ok(peer) = rustix::net::SocketAddrUnix::try_from(peer) else { continue };
+        let path = peer.path_bytes().map(|path| String::from_utf8_lossy(path).into_owned());
+        if path.is_some_and(|path| std::path::Path::new(&path).starts_with(&monitors)) {
+            rustix::net::shutdown(&file, rustix::net::Shutdown::Both).expect("shut down");
+            broken += 1;
+        }
+    }
+    assert_eq!(broken, 1);
+}
+
+#[test]
+fn privileged_a_connection_to_a_monitor_that_breaks_costs_no_container() {
+    let mut node = Node::new();
+    node.busybox();
+    let config = node.pod_config("line");
+    let pod = node.run_pod(&config);
+    let stays = node.run_container(&pod, &config, "stays", "exec sleep 1000");
+    let ends = node.run_container(&pod, &config, "ends", "while [ ! -e /go ]; do sleep 0.01; done; exit 7");
+    // The connection of a daemon that has found its monitor again is to a path, by which this test knows it.
+    node.kill_brigd();
+    node.restart_brigd();
+    for round in 0..3 {
+        break_connections(&node);
+        let mut tries = 0;
+        let answer = eventually(|| {
+            tries += 1;
+            // What was in flight when it broke says so; the next waits for the new connection.
+            node.try_exec(&stays, &["echo", "here"], 0).ok()
+        });
+        assert_eq!(answer.stdout, b"here\n");
+        assert!(tries <= 2, "round {round} took {tries}");
+    }
+    assert_eq!(node.pod_status(&pod).state(), PodSandboxState::SandboxReady);
+    node.output(&ends, "touch /go");
+    assert_eq!(node.wait_exited(&ends).exit_code, 7);
+    assert_eq!(node.status(&stays).state(), ContainerState::ContainerRunning);
+    assert!(node.log().contains("the connection to a monitor broke and was made anew"));
+}
+
 #[test]
 fn privileged_the_run_directory_may_vanish_as_in_a_reboot() {
     let mut node = Node::new();

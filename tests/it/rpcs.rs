@@ -157,6 +157,57 @@ fn privileged_the_limits_of_a_whole_pod_can_be_changed() {
 }
 
 #[test]
+fn privileged_verbose_statuses_hold_the_oci_config() {
+    for handler in handlers() {
+        let node = Node::with(Options { handler: handler.into(), ..Options::default() });
+        node.busybox();
+        let mut config = node.pod_config("verbose");
+        config.annotations.insert("example.com/key".into(), "value".into());
+        let pod = node.run_pod(&config);
+        let id = node.run_container(&pod, &config, "main", "readlink /proc/self/ns/net; exec sleep 1000");
+        let spec_of = |info: std::collections::BTreeMap<String, String>| {
+            let info: serde_json::Value = serde_json::from_str(&info["info"]).expect("JSON");
+            info["runtimeSpec"].clone()
+        };
+        let network = |spec: &serde_json::Value| {
+            let all = spec["linux"]["namespaces"].as_array().expect("namespaces").clone();
+            all.into_iter().find(|one| one["type"] == "network").expect("a network namespace")
+        };
+
+        let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
+        let spec = spec_of(
+            node.call(node.runtime.clone().container_status(request)).expect("status").into_inner().info,
+        );
+        let written = node.run_dir().join("containers").join(&id).join("config.json");
+        let written: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(written).expect("the bundle")).expect("JSON");
+        assert_eq!(spec, written);
+        assert_eq!(spec["process"]["args"][0], "/bin/sh");
+
+        let of_pod = || {
+            let request = PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+            spec_of(
+                node.call(node.runtime.clone().pod_sandbox_status(request))
+                    .expect("status")
+                    .into_inner()
+                    .info,
+            )
+        };
+        let spec_of_pod = of_pod();
+        assert_eq!(network(&spec_of_pod), network(&spec));
+        assert_eq!(spec_of_pod["annotations"]["example.com/key"], "value");
+        assert_eq!(spec_of_pod["hostname"], "verbose");
+        assert_eq!(spec_of_pod.get("process"), None, "a pod has no process of its own: {spec_of_pod:#}");
+        let path = network(&spec_of_pod)["path"].as_str().expect("a path").to_owned();
+        let namespace = std::fs::read_link(path).expect("the namespace").display().to_string();
+        let logged = eventually(|| node.log_lines("verbose", "main").first().cloned());
+        assert_eq!(logged, format!("stdout F {namespace}"));
+        node.stop_pod(&pod);
+        assert_eq!(network(&of_pod()).get("path"), None, "what the monitor's pid means by then is not known");
+    }
+}
+
+#[test]
 fn privileged_what_is_not_there_yet_says_so() {
     let node = Node::new();
     let id = "0".repeat(64);

@@ -11,6 +11,7 @@ use rustix::fs::{FileType, major, minor};
 
 use super::{BundleError, BundleInput};
 use crate::container::cdi::DeviceNode;
+use crate::container::held::HeldFiles;
 use crate::container::spec::{RunAsUser, Security};
 
 /// The devices of a container.
@@ -18,8 +19,34 @@ use crate::container::spec::{RunAsUser, Security};
 pub(super) struct Devices {
     pub(super) nodes: Vec<LinuxDevice>,
     pub(super) rules: Vec<LinuxDeviceCgroup>,
-    /// Nodes of the host to bind where none can be made: their path on the host, and in the container.
-    pub(super) binds: Vec<(PathBuf, PathBuf)>,
+    /// Nodes of the host to bind where none can be made.
+    pub(super) binds: Vec<Bind>,
+}
+
+/// A node of the host, and its place in the container.
+#[derive(Debug)]
+pub(super) struct Bind {
+    host: PathBuf,
+    pub(super) place: PathBuf,
+    kind: LinuxDeviceType,
+    major: i64,
+    minor: i64,
+}
+
+impl Bind {
+    /// Gets hold of the node, and makes sure that it is still the device that the container was allowed.
+    pub(super) fn take(&self, held: &mut HeldFiles) -> Result<PathBuf, BundleError> {
+        let failed = |source| BundleError::Device { path: self.host.clone(), source };
+        let real = held.take(&self.host).map_err(failed)?;
+        let file = held.get(&real).expect("taken above");
+        let stat = rustix::fs::fstat(file).map_err(|err| failed(err.into()))?;
+        let (major, minor) = (i64::from(major(stat.st_rdev)), i64::from(minor(stat.st_rdev)));
+        if kind(stat.st_mode) == Some(self.kind) && (major, minor) == (self.major, self.minor) {
+            Ok(real)
+        } else {
+            Err(BundleError::NotDevice(self.host.clone()))
+        }
+    }
 }
 
 /// A node, and where the host has it.
@@ -115,7 +142,13 @@ pub(super) fn devices(
             let why = "a user namespace shows the host's own nodes";
             warnings.push(format!("devices do not get the owner that the security context says: {why}"));
         }
-        binds.extend(asked.into_iter().map(|found| (found.host, found.node.path().clone())));
+        binds.extend(asked.into_iter().map(|Found { node, host }| Bind {
+            host,
+            place: node.path().clone(),
+            kind: node.typ(),
+            major: node.major(),
+            minor: node.minor(),
+        }));
     } else {
         nodes.extend(asked);
     }
@@ -200,11 +233,7 @@ fn walk(from: &Path, to: &Path, max: usize, nodes: &mut Vec<Found>) -> Result<()
 
 /// `None` for what is no device.
 fn node(metadata: &std::fs::Metadata, path: &Path) -> Result<Option<LinuxDevice>, BundleError> {
-    let kind = match FileType::from_raw_mode(metadata.mode()) {
-        FileType::CharacterDevice => LinuxDeviceType::C,
-        FileType::BlockDevice => LinuxDeviceType::B,
-        _ => return Ok(None),
-    };
+    let Some(kind) = kind(metadata.mode()) else { return Ok(None) };
     Ok(Some(
         LinuxDeviceBuilder::default()
             .path(path)
@@ -216,6 +245,14 @@ fn node(metadata: &std::fs::Metadata, path: &Path) -> Result<Option<LinuxDevice>
             .gid(metadata.gid())
             .build()?,
     ))
+}
+
+fn kind(mode: u32) -> Option<LinuxDeviceType> {
+    match FileType::from_raw_mode(mode) {
+        FileType::CharacterDevice => Some(LinuxDeviceType::C),
+        FileType::BlockDevice => Some(LinuxDeviceType::B),
+        _ => None,
+    }
 }
 
 /// `None` is any number.

@@ -24,7 +24,8 @@ use oci_spec::runtime::{Capability, PosixRlimit, RootBuilder, Spec, SpecBuilder}
 use super::cdi::{self, CdiError};
 use super::handler::{Features, Hardened};
 use super::hardened::{self, Forbidden};
-use super::spec::{ContainerSpec, MountSource, Namespaces};
+use super::held::HeldFiles;
+use super::spec::{ContainerSpec, Namespaces};
 use super::user::{self, ContainerUser, UserError};
 use crate::id::{ContainerId, PodId};
 use crate::sys::cgroup::Hierarchy;
@@ -155,7 +156,7 @@ pub(crate) struct BundleInput<'a> {
     pub(crate) id: &'a ContainerId,
     /// From [`SecurityModules::selinux_labels`]: the rootfs is mounted with one of them.
     pub(crate) labels: Option<&'a SelinuxLabels>,
-    /// Where the images behind [`MountSource::Image`] are mounted, by container path.
+    /// Where the images behind [`MountSource::Image`](super::spec::MountSource::Image) are mounted, by container path.
     pub(crate) image_mounts: &'a BTreeMap<PathBuf, PathBuf>,
     /// Where to have a writable folder for each `VOLUME` of the image; `None` ignores them.
     pub(crate) volumes_dir: Option<&'a Path>,
@@ -169,6 +170,8 @@ pub(crate) struct Bundle {
     pub(crate) stop_signal: StopSignal,
     /// The host paths of bind mounts, aligned with `spec.mounts`; `None` for the kernel's own file systems.
     pub(crate) mount_sources: Vec<Option<PathBuf>>,
+    /// Those among them that are not ours, as they were when the request was checked.
+    pub(crate) held: HeldFiles,
     /// Folders to make (0755, owned by the container's root) before the runtime is called.
     pub(crate) volumes: Vec<PathBuf>,
     pub(crate) relabels: Option<Relabels>,
@@ -332,27 +335,23 @@ pub(crate) fn generate(input: &BundleInput<'_>) -> Result<Bundle, BundleError> {
     if edits.hooks != Default::default() {
         spec.set_hooks(Some(edits.hooks));
     }
-    // Only what is the host's: an image's files have the label of their mount.
-    let relabels = labels.map(|labels| {
-        let wanted = input.spec.mounts.iter().filter(|mount| mount.selinux_relabel);
-        let host = wanted.filter_map(|mount| match &mount.source {
-            MountSource::Host(path) => Some(path.clone()),
-            MountSource::Image { .. } => None,
-        });
-        Relabels { label: labels.mount.clone(), paths: host.chain(mounts.volumes.clone()).collect() }
+    let relabels = labels.map(|labels| Relabels {
+        label: labels.mount.clone(),
+        paths: mounts.relabel.into_iter().chain(mounts.volumes.clone()).collect(),
     });
     Ok(Bundle {
         spec,
         user: who.user,
         stop_signal,
         mount_sources: sources,
+        held: mounts.held,
         volumes: mounts.volumes,
         relabels: relabels.filter(|relabels| !relabels.paths.is_empty()),
         warnings,
     })
 }
 
-/// Host paths that get the container's SELinux label, with all below them, before the runtime is called.
+/// What gets the container's SELinux label, with all below it, before the runtime is called: of the bundle's held files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Relabels {
     pub(crate) label: String,

@@ -7,8 +7,10 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
+use super::devices::Bind;
 use super::{BundleError, BundleInput};
 use crate::container::cdi::CdiMount;
+use crate::container::held::HeldFiles;
 use crate::container::spec::{self, IdMapping, MountSource, NamespaceMode, Propagation};
 
 /// The answer, ready for the spec.
@@ -16,6 +18,10 @@ use crate::container::spec::{self, IdMapping, MountSource, NamespaceMode, Propag
 pub(super) struct Mounts {
     pub(super) mounts: Vec<Mount>,
     pub(super) sources: Vec<Option<PathBuf>>,
+    /// Those sources that somebody else may change.
+    pub(super) held: HeldFiles,
+    /// Which of those get the container's SELinux label.
+    pub(super) relabel: Vec<PathBuf>,
     pub(super) volumes: Vec<PathBuf>,
     /// What the rootfs itself needs for the widest propagation asked for.
     pub(super) rootfs_propagation: Option<&'static str>,
@@ -29,13 +35,21 @@ struct Planned {
 pub(super) fn mounts(
     input: &BundleInput<'_>,
     edits: &[CdiMount],
-    devices: &[(PathBuf, PathBuf)],
+    devices: &[Bind],
 ) -> Result<Mounts, BundleError> {
     let mut planned = defaults(input)?;
+    let mut held = HeldFiles::default();
+    let mut relabel = Vec::new();
     let mut rootfs_propagation = None;
     let mut requested = Vec::new();
     for mount in &input.spec.mounts {
-        let one = request(input, mount)?;
+        let one = request(input, mount, &mut held)?;
+        // Only what is the host's: an image's files have the rootfs' label.
+        if let (true, MountSource::Host(_), Some(source)) =
+            (mount.selinux_relabel, &mount.source, &one.source)
+        {
+            relabel.push(source.clone());
+        }
         match mount.propagation {
             Propagation::Private => {}
             Propagation::HostToContainer => {
@@ -46,10 +60,11 @@ pub(super) fn mounts(
         requested.push(one);
     }
     for mount in edits {
-        requested.push(of_cdi(mount)?);
+        requested.push(of_cdi(mount, &mut held)?);
     }
-    for (host, place) in devices {
-        requested.push(bind(destination(place)?, host.clone(), &["rprivate", "nosuid", "noexec", "rw"])?);
+    for device in devices {
+        let source = device.take(&mut held)?;
+        requested.push(bind(destination(&device.place)?, source, &["rprivate", "nosuid", "noexec", "rw"])?);
     }
     planned.retain(|old| !requested.iter().any(|new| new.mount.destination() == old.mount.destination()));
     let mut volumes = Vec::new();
@@ -74,7 +89,7 @@ pub(super) fn mounts(
     // Stable, so that of two mounts at one place the later one of the request still wins.
     planned.sort_by_key(|one| one.mount.destination().components().count());
     let (mounts, sources) = planned.into_iter().map(|one| (one.mount, one.source)).unzip();
-    Ok(Mounts { mounts, sources, volumes, rootfs_propagation })
+    Ok(Mounts { mounts, sources, held, relabel, volumes, rootfs_propagation })
 }
 
 fn defaults(input: &BundleInput<'_>) -> Result<Vec<Planned>, BundleError> {
@@ -162,7 +177,11 @@ fn destination(path: &Path) -> Result<PathBuf, BundleError> {
     if clean == Path::new("/") { Err(bad()) } else { Ok(clean) }
 }
 
-fn request(input: &BundleInput<'_>, mount: &spec::Mount) -> Result<Planned, BundleError> {
+fn request(
+    input: &BundleInput<'_>,
+    mount: &spec::Mount,
+    held: &mut HeldFiles,
+) -> Result<Planned, BundleError> {
     let place = destination(&mount.container_path)?;
     if mount.recursive_read_only && !(mount.readonly && mount.propagation == Propagation::Private) {
         return Err(BundleError::RecursiveReadOnly(place));
@@ -180,8 +199,8 @@ fn request(input: &BundleInput<'_>, mount: &spec::Mount) -> Result<Planned, Bund
             if !path.is_absolute() {
                 return Err(unusable(path, std::io::Error::other("not an absolute path")));
             }
-            // Resolved now, so that what is checked is what is mounted.
-            let real = path.canonicalize().map_err(|err| unusable(path, err))?;
+            // What is checked from here on is what is mounted.
+            let real = held.take(path).map_err(|err| unusable(path, err))?;
             check_propagation(&real, &place, mount.propagation)?;
             (real, mount.readonly)
         }
@@ -212,7 +231,7 @@ fn request(input: &BundleInput<'_>, mount: &spec::Mount) -> Result<Planned, Bund
 }
 
 /// A mount that a device needs, with the words of the OCI.
-fn of_cdi(wanted: &CdiMount) -> Result<Planned, BundleError> {
+fn of_cdi(wanted: &CdiMount, held: &mut HeldFiles) -> Result<Planned, BundleError> {
     let place = destination(&wanted.container_path)?;
     let is_bind = |word: &String| word == "bind" || word == "rbind";
     let kind = wanted.kind.as_deref().filter(|kind| !kind.is_empty());
@@ -221,7 +240,7 @@ fn of_cdi(wanted: &CdiMount) -> Result<Planned, BundleError> {
         if !options.iter().any(is_bind) {
             options.push("rbind".to_owned());
         }
-        let real = wanted.host_path.canonicalize().map_err(|source| BundleError::MountSource {
+        let real = held.take(&wanted.host_path).map_err(|source| BundleError::MountSource {
             path: wanted.host_path.clone(),
             destination: place.clone(),
             source,

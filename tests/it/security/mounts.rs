@@ -242,3 +242,36 @@ fn privileged_a_working_directory_cannot_lead_out_of_the_container() {
         }
     });
 }
+
+#[test]
+fn privileged_a_container_may_have_a_thousand_mounts_and_keeps_its_limit_of_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const COUNT: usize = 1000;
+    // What a shell and most service managers give.
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: hard }).expect("lowered");
+    on_every_handler(|node| {
+        let pod = Pod::new(node, "thousand");
+        let files = folder(node, "thousand");
+        let mounts: Vec<_> = (0..COUNT)
+            .map(|n| {
+                std::fs::write(files.join(n.to_string()), format!("{n}\n")).unwrap();
+                bind(&files.join(n.to_string()), &format!("/many/{n}"))
+            })
+            .collect();
+        let said = pod.sh("ulimit -Sn; cat /many/* | sort -n | uniq | wc -l", |c| c.mounts = mounts.clone());
+        assert_eq!(said, format!("1024\n{COUNT}"));
+        if node.handler == "runc" {
+            // It walks paths, so nothing is handed over.
+            return;
+        }
+        let why = pod.refused(|c| {
+            let elsewhere = |n| {
+                let place = move |mount: &Mount| format!("/more-{n}{}", mount.container_path);
+                mounts.iter().map(move |mount| Mount { container_path: place(mount), ..mount.clone() })
+            };
+            c.mounts = (0..3).flat_map(elsewhere).collect();
+        });
+        assert!(why.contains("3000 mounts, and its pod's monitor takes at most 2046"), "{why}");
+    });
+}

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::hardened;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
 use super::relabel::relabel;
-use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode};
+use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode, UserNamespace};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
@@ -303,7 +303,9 @@ impl BundleWork {
     fn run(self) -> Result<Written, ContainerError> {
         let Self { dir, host, store, mut saved, place, pid_ns, handler, config, rootfs } = self;
         let root = dir.join("rootfs");
-        std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
+        make_bundle_dir(&dir, place.namespaces.user.as_ref())
+            .and_then(|()| std::fs::create_dir_all(&root))
+            .map_err(|e| file_error("create directory", &root, e))?;
         let user_ns = user_namespace(&place)?;
         let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled, user_ns.as_ref())?;
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
@@ -437,6 +439,22 @@ impl ImageMounts {
 
 /// Where images are mounted for a foreign runtime, in the bundle's directory.
 const IMAGES: &str = "images";
+
+/// Makes a bundle's directory. Users of the host may not pass through it: for a foreign runtime the rootfs is mounted there,
+/// setuid programs of the image and all (CVE-2021-41103). Such a runtime looks for it as the root of the pod's user
+/// namespace, who owns nothing here and has a group.
+fn make_bundle_dir(dir: &Path, user: Option<&UserNamespace>) -> io::Result<()> {
+    let group = user.and_then(|user| host_root(&user.gids));
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if group.is_some() {
+        chown(dir, None, group)?;
+    }
+    let mode = if group.is_some() { 0o710 } else { 0o700 };
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(mode))
+}
 
 /// The pod's user namespace, if it has one.
 fn user_namespace(place: &PodPlace) -> Result<Option<OwnedFd>, ContainerError> {

@@ -114,7 +114,9 @@ junit=$(find "$work" -maxdepth 3 -name junit.xml -not -path "$work/root/*" | hea
 [ -n "$junit" ] || { echo "critest did not end; see $out/critest.log" >&2; tail -n 20 "$out/critest.log" >&2; exit 1; }
 cp "$junit" "$out/junit.xml"
 echo "critest: handler $handler, $transport, $parallel at a time, seed $seed, $took s"
-skips=("$here/skip.txt")
+# The first line that fits holds, and what is said of this handler goes before what is said of all.
+skips=()
 [ ! -e "$here/skip-$handler.txt" ] || skips+=("$here/skip-$handler.txt")
+skips+=("$here/skip.txt")
 cat "${skips[@]}" >"$work/skip.txt"
 python3 "$here/report.py" "$out/junit.xml" "$work/skip.txt" | tee "$out/table.txt"

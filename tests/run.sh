@@ -95,9 +95,12 @@ conformance() {
     fi
     PYTHONDONTWRITEBYTECODE=1 python3 critest/report_test.py
     ! command -v ginkgo >/dev/null || parallel=$(nproc)
+    for handler in brig brig-hardened runc runsc; do
+        [[ "$handler" = brig* ]] || command -v "$handler" >/dev/null || continue
+        critest/run.sh --bin target/test-bin --handler "$handler" --parallel "$parallel"
+    done
     for handler in brig runc; do
         [ "$handler" = brig ] || command -v "$handler" >/dev/null || continue
-        critest/run.sh --bin target/test-bin --handler "$handler" --parallel "$parallel"
         critest/run.sh --bin target/test-bin --handler "$handler" --transport websocket --focus Streaming --out "target/critest/$handler-websocket"
     done
 }

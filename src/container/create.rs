@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::held::HeldFiles;
 use super::place::PodPlace;
 use super::record::{ContainerRecord, Saved};
 use super::relabel::{relabel, relabel_own};
-use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode};
+use super::spec::{ContainerSpec, IdMapping, ImageSpec, MountSource, NamespaceMode, UserNamespace};
 use super::state::State;
 use super::user::ContainerUser;
 use super::{ContainerError, Containers, Placement, now};
@@ -327,7 +327,9 @@ impl BundleWork {
         let Self { dir, run_mount, host, store, mut saved, place, pid_ns, handler, config, rootfs, labels } =
             self;
         let root = dir.join("rootfs");
-        std::fs::create_dir_all(&root).map_err(|e| file_error("create directory", &root, e))?;
+        make_bundle_dir(&dir, place.namespaces.user.as_ref())
+            .and_then(|()| std::fs::create_dir_all(&root))
+            .map_err(|e| file_error("create directory", &root, e))?;
         let options = rootfs_options(&place, labels.as_ref())?;
         let images = ImageMounts::make(&store, &mut saved, &dir, handler.bundled, &options)?;
         let bad = |source| ContainerError::Bundle { name: saved.spec.name.clone(), source: Arc::new(source) };
@@ -527,6 +529,22 @@ fn attach(store: &Store, mount: &OwnedFd, path: &Path) -> Result<(), ContainerEr
 const IMAGES: &str = "images";
 /// and, until it has created the container, what is the host's.
 const SOURCES: &str = "sources";
+
+/// Makes a bundle's directory. Users of the host may not pass through it: for a foreign runtime the rootfs is mounted there,
+/// setuid programs of the image and all (CVE-2021-41103). Such a runtime looks for it as the root of the pod's user
+/// namespace, who owns nothing here and has a group.
+fn make_bundle_dir(dir: &Path, user: Option<&UserNamespace>) -> io::Result<()> {
+    let group = user.and_then(|user| host_root(&user.gids));
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if group.is_some() {
+        chown(dir, None, group)?;
+    }
+    let mode = if group.is_some() { 0o710 } else { 0o700 };
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(mode))
+}
 
 /// How the pod wants what is mounted of images: with the ids of its user namespace and SELinux's label, if it has them.
 fn rootfs_options(place: &PodPlace, labels: Option<&SelinuxLabels>) -> Result<RootfsOptions, ContainerError> {

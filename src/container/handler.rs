@@ -35,8 +35,20 @@ pub(crate) struct Handler {
 pub(crate) struct Hardened {
     /// Folders that mounts may come from; a component `{uid}` is the pod's uid.
     pub host_paths: Vec<PathBuf>,
-    pub whole_proc: bool,
+    pub proc: ProcView,
     pub hide_processes: bool,
+}
+
+/// What hardened containers see of /proc besides their processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ProcView {
+    /// Nothing.
+    Processes,
+    /// What programs size themselves by.
+    #[default]
+    Common,
+    /// What other containers see.
+    Whole,
 }
 
 /// What not every runtime can do. The first two are announced to the kubelet, which keeps such pods from the handlers that

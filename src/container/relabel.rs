@@ -9,9 +9,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::sys::mount::hold;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
+
+use crate::sys::mount::hold;
 
 /// Where SELinux keeps a file's label.
 const ATTRIBUTE: &str = "security.selinux";

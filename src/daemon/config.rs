@@ -21,7 +21,7 @@ use ipnet::IpNet;
 pub(crate) use self::keys::{Handler, Images, Metrics, Network, Registries, Runtime, Server, Stream};
 use self::keys::{Key, Table};
 use self::source::{Origin, Sources};
-pub(crate) use self::value::{CgroupDriver, Level, LogFormat, LogLevel, Program, Ulimit, UnixAddress};
+pub(crate) use self::value::{CgroupDriver, Level, LogFormat, LogLevel, Proc, Program, Ulimit, UnixAddress};
 use super::args::Args;
 
 /// Where the file is unless `--config` names another.

@@ -12,9 +12,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::config::{self, CgroupDriver, Config, Level, LogFormat};
+use super::config::{self, CgroupDriver, Config, Level, LogFormat, Proc};
 use super::{apparmor, features};
-use crate::container::handler::{Features, Handler, Hardened};
+use crate::container::handler::{Features, Handler, Hardened, ProcView};
 use crate::container::{self, Containers};
 use crate::cri::{About, Services};
 use crate::events::Bus;
@@ -319,7 +319,11 @@ async fn handlers(config: &Config, bin: &Path, systemd_cgroups: bool) -> HashMap
             systemd_cgroup: handler.systemd_cgroup && systemd_cgroups,
             hardened: (handler.level == Level::Hardened).then(|| Hardened {
                 host_paths: handler.host_paths.iter().map(|folder| folder.0.clone()).collect(),
-                whole_proc: handler.whole_proc,
+                proc: match handler.proc {
+                    Proc::Processes => ProcView::Processes,
+                    Proc::Common => ProcView::Common,
+                    Proc::Whole => ProcView::Whole,
+                },
                 hide_processes: handler.hide_processes,
             }),
             seccomp_profile: handler.seccomp_profile.clone(),

@@ -294,8 +294,9 @@ fn walk(folder: &Path, depth: usize, writable: &mut Vec<String>) {
         }
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && depth < 12 => walk(&path, depth + 1, writable),
-            // Where no mode allows it, root may open and the kernel still takes no write.
-            Ok(kind) if kind.is_file() && entry.metadata().is_ok_and(|meta| meta.mode() & 0o222 != 0) => {
+            // Where no mode allows it, root may open and the kernel still takes no write. A masked file is /dev/null, which
+            // the folder does not tell.
+            Ok(kind) if kind.is_file() && entry.metadata().is_ok_and(|meta| meta.is_file() && meta.mode() & 0o222 != 0) => {
                 let fd = try_open(&path.to_string_lossy(), 1);
                 if fd >= 0 {
                     // SAFETY: just opened, and nobody else has it.

@@ -309,6 +309,8 @@ fn privileged_the_run_directory_can_be_passed_through_and_not_looked_into() {
     // The root of a user namespace, who owns nothing here, is on the way to a container's rootfs.
     assert_eq!(["", "containers"].map(mode), [0o711; 2]);
     assert_eq!(["pods", "monitors", "runtimes", "network", "records"].map(mode), [0o700; 5]);
+    // A foreign runtime has the rootfs in there, whose setuid programs are not for the host's users.
+    assert_eq!(mode(&format!("containers/{id}")), 0o700);
     assert_eq!(
         [format!("containers/{id}/config.json"), "brigd.lock".into()].each_ref().map(|it| mode(it)),
         [0o600; 2]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::container::handler::ProcView;
 use crate::container::spec::{
     Device, HugepageLimit, ImageSpec, Mount, MountSource, NamespaceMode, Propagation, Resources, RunAsUser,
     SecurityProfile, SelinuxOptions,
@@ -877,18 +878,27 @@ fn a_hardened_handler_tightens_the_spec_whatever_is_asked() {
     assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
     assert_eq!(spec["linux"]["seccomp"]["architectures"].as_array().unwrap().len(), 1);
     assert_eq!(spec["linux"]["resources"]["pids"]["limit"], 1024);
-    assert!(spec["linux"]["maskedPaths"].as_array().unwrap().contains(&json!("/proc/keys")));
+    for (path, masked) in
+        [("/proc/keys", true), ("/proc/cmdline", true), ("/proc/stat", false), ("/proc/self", false)]
+    {
+        assert_eq!(strings(&spec["linux"]["maskedPaths"]).contains(&path), masked, "{path}");
+    }
     assert_eq!(spec["annotations"]["brig.sandbox/landlock"], "container");
     let bounding = spec["process"]["capabilities"]["bounding"].as_array().unwrap();
     assert_eq!(bounding.len(), 9, "{bounding:?}");
     let mounts = spec["mounts"].as_array().unwrap();
     let at = |place: &str| mounts.iter().find(|mount| mount["destination"] == place).unwrap();
     assert_eq!(at("/sys")["type"], "tmpfs");
-    assert!(at("/proc")["options"].as_array().unwrap().contains(&json!("subset=pid")));
+    assert!(!strings(&at("/proc")["options"]).contains(&"subset=pid"));
     assert!(at("/data")["options"].as_array().unwrap().contains(&json!("ridmap")));
     assert_eq!(mounts.last().unwrap()["options"][0], "remount");
     let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
     assert!(rules.iter().all(|rule| rule["allow"] == false || rule["major"].is_i64()), "{rules:?}");
+    fixture.hardened.as_mut().unwrap().proc = ProcView::Processes;
+    let spec = fixture.json();
+    let mounts = spec["mounts"].as_array().unwrap();
+    let proc = mounts.iter().find(|mount| mount["destination"] == "/proc").unwrap();
+    assert!(strings(&proc["options"]).contains(&"subset=pid"));
 }
 
 #[test]

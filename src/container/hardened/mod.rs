@@ -9,18 +9,17 @@
 //! | --- | --- |
 //! | ids | 65536 of its pod's own, mapped by the pod's user namespace; files of image and volumes by idmapped mounts |
 //! | system calls | an allow-list for the native architecture (`seccomp.rs`), whatever the pod asks for |
-//! | files | no ioctl on devices but terminals, no device nodes, nothing outside its root, not even by a leaked descriptor |
+//! | files | no ioctl on devices but terminals, no device nodes (nodev), no setuid, nothing outside its root, not even by a leaked descriptor |
 //! | capabilities | eight, which count in its user namespace only, and no way to gain one (no_new_privs) |
-//! | /proc | its own processes (`subset=pid`) |
+//! | /proc | its own processes, and what programs size themselves by ([`ProcView`]) |
 //! | /sys | its cgroup and the list of processors |
 //! | the rest | six devices, no core dumps, 1024 processes, IPC and keyring of its own |
 //!
 //! # What does not work
 //!
 //! setuid programs (sudo, ping with file capabilities), debuggers and strace, FUSE and any mount, nested containers,
-//! `free`, `top` and `uptime` (no /proc/meminfo, /proc/stat; see `whole_proc`), programs for another architecture,
-//! io_uring and splice (libraries fall back), users and groups above 65535, and volumes on file systems without idmapped
-//! mounts (NFS). An exec session is in a Landlock domain beside that of the container's own processes: it may signal them
+//! programs for another architecture, io_uring and splice (libraries fall back), users and groups above 65535, and volumes on
+//! file systems without idmapped mounts (NFS). An exec session is in a Landlock domain beside that of the container's own processes: it may signal them
 //! but not read their environment or memory.
 
 mod seccomp;
@@ -32,7 +31,7 @@ use oci_spec::runtime::{
     Capability, LinuxPidsBuilder, Mount as OciMount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Spec,
 };
 
-use super::handler::Hardened;
+use super::handler::{Hardened, ProcView};
 use super::spec::{
     Capabilities, ContainerSpec, IdMapping, MountSource, NamespaceMode, Propagation, RunAsUser, Security,
     SecurityProfile, UserNamespace,
@@ -68,6 +67,21 @@ const ADDABLE: [&str; 2] = ["CAP_SETPCAP", "CAP_AUDIT_WRITE"];
 
 /// What glibc and the runtimes of several languages ask for how many threads to start.
 const SYS_FILES: [&str; 2] = ["/sys/devices/system/cpu/online", "/sys/devices/system/cpu/possible"];
+
+/// What programs size themselves by, and what is the pod's own: Java finds its limits by /proc/cgroups, Node.js its processors
+/// by /proc/stat and /proc/cpuinfo, and /proc/sys (read-only) has what the pod itself may have set.
+const COMMON_IN_PROC: [&str; 10] = [
+    "cgroups",
+    "cpuinfo",
+    "filesystems",
+    "loadavg",
+    "meminfo",
+    "stat",
+    "sys",
+    "sysvipc",
+    "uptime",
+    "version",
+];
 
 /// A request that a hardened handler does not take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -210,8 +224,14 @@ pub(crate) fn confine(
     asked: &Asked<'_>,
 ) -> Result<(), Forbidden> {
     confine_process(spec, asked)?;
-    confine_mounts(spec, sources, asked)?;
-    confine_linux(spec, asked);
+    // Nothing is shown that cannot be judged.
+    let uncommon = match asked.own.proc {
+        ProcView::Common => uncommon_in(Path::new("/proc")).ok(),
+        ProcView::Processes => None,
+        ProcView::Whole => Some(Vec::new()),
+    };
+    confine_mounts(spec, sources, asked, uncommon.is_none())?;
+    confine_linux(spec, asked, &uncommon.unwrap_or_default());
     let mut annotations = spec.annotations().clone().unwrap_or_default();
     annotations.insert(LANDLOCK.to_owned(), "container".to_owned());
     if let SecurityProfile::Localhost(_) = asked.spec.security.seccomp {
@@ -275,6 +295,7 @@ fn confine_mounts(
     spec: &mut Spec,
     sources: &mut Vec<Option<PathBuf>>,
     asked: &Asked<'_>,
+    only_processes: bool,
 ) -> Result<(), Forbidden> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for (mount, source) in mounts.iter_mut().zip(sources.iter_mut()) {
@@ -282,7 +303,7 @@ fn confine_mounts(
         let place = mount.destination().clone();
         match (source.as_deref(), mount.typ().as_deref()) {
             (None, Some("proc")) => {
-                if !asked.own.whole_proc {
+                if only_processes {
                     options.push("subset=pid".to_owned());
                 }
                 if asked.own.hide_processes {
@@ -310,7 +331,7 @@ fn confine_mounts(
                         options.push(option.to_owned());
                     }
                 }
-                // An overlay, as an image volume is, takes no mapping; it is read-only, and its files are nobody's.
+                // An overlay, as an image volume is, takes no mapping; its layers have one.
                 if mount.uid_mappings().is_none() && !of_image {
                     options.push("ridmap".to_owned());
                 }
@@ -375,19 +396,20 @@ fn allowed_resolved(path: &Path, asked: &Asked<'_>) -> bool {
     allowed(path, &own, asked.pod_uid)
 }
 
-fn confine_linux(spec: &mut Spec, asked: &Asked<'_>) {
+fn confine_linux(spec: &mut Spec, asked: &Asked<'_>, uncommon: &[String]) {
     let Some(linux) = spec.linux_mut() else { return };
     let security = &asked.spec.security;
     // The kubelet's "nothing masked" (procMount: Unmasked) is not taken.
-    let all = |asked: &[PathBuf], ours: &[&str]| {
+    let all = |asked: &[PathBuf], ours: &[&str], more: &[String]| {
         let mut all: Vec<String> = asked.iter().map(|path| path.to_string_lossy().into_owned()).collect();
         all.extend(ours.iter().map(|path| (*path).to_owned()));
+        all.extend_from_slice(more);
         all.sort();
         all.dedup();
         Some(all)
     };
-    linux.set_masked_paths(all(&security.masked_paths, asked.masked));
-    linux.set_readonly_paths(all(&security.readonly_paths, asked.readonly));
+    linux.set_masked_paths(all(&security.masked_paths, asked.masked, uncommon));
+    linux.set_readonly_paths(all(&security.readonly_paths, asked.readonly, &[]));
     let Some(mut resources) = linux.resources().clone() else { return };
     if let Some(rules) = resources.devices_mut() {
         // "Make any node" is for file systems that are unpacked inside; here no node can be made anyway.
@@ -398,6 +420,21 @@ fn confine_linux(spec: &mut Spec, asked: &Asked<'_>) {
         resources.set_pids(Some(limit));
     }
     linux.set_resources(Some(resources));
+}
+
+/// What is in /proc but processes, links to the reader's own, and what is common. By what this kernel has and not by a list, so
+/// that a newer one adds nothing.
+fn uncommon_in(proc: &Path) -> std::io::Result<Vec<String>> {
+    let mut uncommon = Vec::new();
+    for entry in std::fs::read_dir(proc)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.bytes().all(|byte| byte.is_ascii_digit());
+        if !process && !COMMON_IN_PROC.contains(&name.as_str()) && !entry.file_type()?.is_symlink() {
+            uncommon.push(format!("/proc/{name}"));
+        }
+    }
+    Ok(uncommon)
 }
 
 #[cfg(test)]
@@ -427,6 +464,20 @@ mod tests {
         ] {
             assert_eq!(allowed(Path::new(path), &own, uid), expected, "{path} of {uid:?}");
         }
+    }
+
+    #[test]
+    fn what_is_not_common_in_proc_is_found_by_looking() {
+        let proc = tempfile::tempdir().unwrap();
+        for name in ["stat", "1", "brand-new", "kallsyms"] {
+            std::fs::write(proc.path().join(name), "").unwrap();
+        }
+        std::fs::create_dir(proc.path().join("irq")).unwrap();
+        std::os::unix::fs::symlink("1", proc.path().join("self")).unwrap();
+        let mut uncommon = uncommon_in(proc.path()).unwrap();
+        uncommon.sort();
+        assert_eq!(uncommon, ["/proc/brand-new", "/proc/irq", "/proc/kallsyms"]);
+        assert!(uncommon_in(&proc.path().join("missing")).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::ConfigError;
 use super::source::RawTable;
 use super::value::{
-    CgroupDriver, HostFolder, Level, LogFormat, LogLevel, Program, Ulimit, UnixAddress, Value,
+    CgroupDriver, HostFolder, Level, LogFormat, LogLevel, Proc, Program, Ulimit, UnixAddress, Value,
 };
 use crate::units::Bytes;
 
@@ -177,10 +177,11 @@ tables! {
         /// Hardened only: folders of the host from which a pod may mount. `{uid}` is the pod's own uid; the default is where
         /// the kubelet keeps a pod's volumes, so that a hostPath to anywhere else is refused.
         host_paths: Vec<HostFolder> = "[\"/var/lib/kubelet/pods/{uid}\"]", "list of absolute paths";
-        /// Hardened only: show all of /proc that other containers see, masked as usual. When false /proc has only the
-        /// container's processes (`subset=pid`); free, top and what reads /proc/meminfo, /proc/cpuinfo or /proc/sys need
-        /// true.
-        whole_proc: bool = "false", "true or false";
+        /// Hardened only: what /proc has besides the container's processes. `processes`: nothing (`subset=pid`), for
+        /// workloads that allow it; free and top end there, Java takes the node's memory for its own, and Node.js counts no
+        /// processors. `common`: what programs size themselves by (cgroups, cpuinfo, filesystems, loadavg, meminfo, stat,
+        /// uptime, version) and /proc/sys to read. `whole`: all that other containers see, masked as usual.
+        proc: Proc = "\"common\"", "processes, common or whole";
         /// Hardened only: hide processes of other users in /proc (`hidepid=2`). A command run by exec is in a Landlock
         /// domain of its own and then sees only itself, which breaks probes such as `pgrep`; hence false.
         hide_processes: bool = "false", "true or false";

@@ -486,6 +486,10 @@ choice!(
     LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
 );
 choice!(
+    /// What of /proc a hardened handler shows.
+    Proc { Processes = "processes", Common = "common", Whole = "whole" }
+);
+choice!(
     /// How log lines look.
     LogFormat { Text = "text", Json = "json" }
 );

@@ -18,6 +18,7 @@ pub(super) const ATTACKS: &[(&str, &str, Attack)] = &[
     ("overwriting the runtime by /proc/self/exe", "CVE-2019-5736", overwritten_runtime),
     ("/dev/null of the image is a link", "CVE-2025-31133, CVE-2026-88265", dev_null),
     ("/dev of the image is a link", "CVE-2026-41579", dev_link),
+    ("/etc and mount targets of the image are links", "CVE-2024-5154, CVE-2019-18837", etc_link),
     ("/proc or /sys of the image is a link", "CVE-2023-27561, CVE-2023-28642", proc_link),
     ("/dev/console and /dev/pts of the image are links", "CVE-2025-52565, CVE-2026-88264", console),
     ("a mount target that is swapped while it is used", "CVE-2021-30465, CVE-2024-45310", swapped_target),
@@ -40,7 +41,16 @@ pub(super) const ATTACKS: &[(&str, &str, Attack)] = &[
     ("device nodes, made or brought", "GHSA-g54h-m393-cpwq", device_nodes),
     ("core_pattern, sysrq and other switches of the host", "no single one", switches),
     ("the host's session keyring", "no single one", keyring),
-    ("annotations that steer the runtime", "CVE-2024-3154, CVE-2023-6476", annotations),
+    (
+        "annotations and labels that steer the runtime",
+        "CVE-2024-3154, CVE-2023-6476, CVE-2026-53488",
+        annotations,
+    ),
+    ("environments of containers that are made at once", "CVE-2021-21334", environments),
+    ("strings that are longer than a message to init", "CVE-2021-43784", long_strings),
+    ("setuid files of images for the host's users", "CVE-2021-41103, CVE-2024-25621", open_folders),
+    ("output of exec without an end", "CVE-2022-1708, CVE-2022-31030", exec_flood),
+    ("the pod's memory runs out", "CVE-2019-14891", out_of_memory),
     ("a line break in HOME", "CVE-2022-4318, CVE-2026-15809", home),
     (
         "/etc/passwd and /etc/group that never end",
@@ -192,6 +202,34 @@ fn dev_link(arena: &Arena) -> Result<(), String> {
         let ran = arena
             .run(&format!("dev{n}"), arena.container(&image, "ls /dev/; cat /dev/file; echo x > /dev/file"));
         tells_nothing(arena, ran.out())?;
+        arena.untouched()?;
+    }
+    Ok(())
+}
+
+fn etc_link(arena: &Arena) -> Result<(), String> {
+    let canary = arena.canary();
+    let climb = format!("{}{}", "../".repeat(12), canary.display());
+    let volume = arena.volume("for-links");
+    std::fs::write(volume.join("mounted"), "mounted").expect("a file");
+    for (n, target) in [canary.display().to_string(), climb].iter().enumerate() {
+        let image = arena.image(&format!("etc{n}"), |image| {
+            image
+                .layer(&[Entry::file(".wh.etc", "", 0o644)])
+                .layer(&[Entry::symlink("etc", target), Entry::symlink("data", target)])
+        });
+        // The runtime's own files go to /etc, the pod's volume to a link and below one.
+        let command =
+            "cat /etc/file /data/file /data/below/file; echo x > /etc/made; echo x > /data/made; true";
+        let mut config = arena.container(&image, &format!("({command}) 2>/dev/null"));
+        config.mounts = ["/data", "/data/below"]
+            .map(|place| Mount {
+                container_path: place.into(),
+                host_path: volume.display().to_string(),
+                ..Default::default()
+            })
+            .into();
+        tells_nothing(arena, arena.run(&format!("etc{n}"), config).out())?;
         arena.untouched()?;
     }
     Ok(())
@@ -491,6 +529,10 @@ fn capabilities(arena: &Arena) -> Result<(), String> {
                 &["CapInh:", "CapAmb:", "CapEff:", "CapPrm:"]
             };
             for name in empty {
+                // A kernel without ambient capabilities, as gVisor's, has no line for them.
+                if *name == "CapAmb:" && out.contains("CapInh:") && !out.contains(name) {
+                    continue;
+                }
                 let (zero, value) = field(&out, name);
                 if !zero {
                     return Err(format!("user {user} has {name} {value}"));
@@ -624,6 +666,145 @@ fn annotations(arena: &Arena) -> Result<(), String> {
     }
 }
 
+fn environments(arena: &Arena) -> Result<(), String> {
+    let pod_config = arena.node.pod_config("environments");
+    let pod = arena.node.run_pod(&pod_config);
+    let image = arena.image("environments", |image| image.env(&["SHARED=1"]));
+    let run = |number: usize| {
+        let mut config = arena.container(&image, "env | grep ^OWN; env | grep -c ^SHARED");
+        rename(&mut config, &format!("c{number}"));
+        config.envs = vec![KeyValue { key: format!("OWN{number}"), value: "1".into() }];
+        let ran = arena.run_in(&pod, &pod_config, "environments", config);
+        match ran.out() == format!("OWN{number}=1\n1") {
+            true => Ok(()),
+            false => Err(format!("container {number} has {:?}", ran.out())),
+        }
+    };
+    let ran = std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..12).map(|number| scope.spawn(move || run(number))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a thread's answer"))
+    });
+    arena.node.remove_pod(&pod);
+    ran
+}
+
+fn long_strings(arena: &Arena) -> Result<(), String> {
+    // An attribute of netlink has 16 bits for its length. What is longer than a string of execve(2) may be, 128 KiB, is
+    // refused by the kernel, or by the runtime before.
+    for (n, (length, count)) in
+        [(0xffff, 1), (0x1_0000, 1), (0x1_0010, 12), (0x2_0010, 1)].into_iter().enumerate()
+    {
+        let name = format!("long{n}");
+        let look = format!("hostname; echo $$; cat {}/file", arena.canary().display());
+        let mut config = arena.container(&arena.plain_image(), &format!("({look}) 2>/dev/null; true"));
+        config.envs = (0..count)
+            .map(|number| KeyValue { key: format!("LONG{number}"), value: "x".repeat(length).into() })
+            .collect();
+        let ran = arena.run(&name, config);
+        tells_nothing(arena, ran.out())?;
+        if matches!(ran, Ran::Exited { code: 0, .. }) && ran.out() != format!("{name}\n1") {
+            return Err(format!("namespaces with a string of {length} bytes: {:?}", ran.out()));
+        }
+    }
+    Ok(())
+}
+
+fn open_folders(arena: &Arena) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let image =
+        arena.image("setuid", |image| image.layer(&[Entry::file("bin/setuid", probe().to_vec(), 0o4755)]));
+    let pod_config = arena.node.pod_config("setuid");
+    let pod = arena.node.run_pod(&pod_config);
+    let id = arena.node.create(
+        &pod,
+        &arena.container(&image, "cp -p /bin/setuid /mine; exec sleep 1000"),
+        &pod_config,
+    );
+    arena.node.start(&id);
+    // Of a folder that others may enter they need not list the names: those of layers can be known.
+    let mut found = Vec::new();
+    let mut folders = vec![arena.node.root(), arena.node.run_dir()];
+    while let Some(folder) = folders.pop() {
+        let Ok(meta) = folder.symlink_metadata() else { continue };
+        if !meta.is_dir() || meta.permissions().mode() & 0o001 == 0 {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.path().symlink_metadata() else { continue };
+            if meta.is_dir() {
+                folders.push(entry.path());
+            } else if meta.is_file() && meta.permissions().mode() & 0o4001 == 0o4001 {
+                found.push(entry.path());
+            }
+        }
+    }
+    arena.node.remove_pod(&pod);
+    match found.first() {
+        Some(path) => Err(format!("any user of the host may run {}", path.display())),
+        None => Ok(()),
+    }
+}
+
+fn exec_flood(arena: &Arena) -> Result<(), String> {
+    const ANSWER_MAX: usize = 16 << 20;
+    /// The answer is in memory a few times over: as output, as a message and as what is sent.
+    const GROWTH_MAX_KIB: u64 = 96 << 10;
+    let pod_config = arena.node.pod_config("flood");
+    let pod = arena.node.run_pod(&pod_config);
+    let id = arena.node.create(&pod, &arena.container(&arena.plain_image(), "exec sleep 1000"), &pod_config);
+    arena.node.start(&id);
+    let brigd = arena.node.brigd_pid();
+    let memory = |field: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{brigd}/status")).expect("brigd runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    let before = memory("VmRSS:");
+    // proc_pid_clear_refs(5): the peak begins anew.
+    std::fs::write(format!("/proc/{brigd}/clear_refs"), "5").expect("the peak is reset");
+    let answer = arena.node.exec(&id, &["dd", "if=/dev/zero", "bs=1M", "count=512"]);
+    let growth = memory("VmHWM:").saturating_sub(before);
+    arena.node.remove_pod(&pod);
+    if answer.exit_code != 0 || answer.stdout.len() > ANSWER_MAX {
+        return Err(format!("{} bytes and exit code {}", answer.stdout.len(), answer.exit_code));
+    }
+    if growth > GROWTH_MAX_KIB { Err(format!("brigd grew by {growth} KiB")) } else { Ok(()) }
+}
+
+fn out_of_memory(arena: &Arena) -> Result<(), String> {
+    let pod_config = arena.node.pod_config("memory");
+    let pod = arena.node.run_pod(&pod_config);
+    let mut config =
+        arena.container(&arena.plain_image(), "exec dd if=/dev/zero of=/dev/null bs=500M count=10");
+    config.linux.get_or_insert_default().resources = Some(LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        memory_swap_limit_in_bytes: 64 << 20,
+        oom_score_adj: 1000,
+        ..Default::default()
+    });
+    let id = arena.node.create(&pod, &config, &pod_config);
+    arena.node.start(&id);
+    let status = arena.node.wait_exited(&id);
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+    let answer = arena.node.call(arena.node.runtime.clone().pod_sandbox_status(request)).expect("the status");
+    let info: serde_json::Value = serde_json::from_str(&answer.into_inner().info["info"]).expect("JSON");
+    // Whoever watches over the pod is not in the pod's cgroup, so that its memory cannot run out with the pod's.
+    let watcher = std::fs::read_to_string(format!("/proc/{}/cgroup", info["monitorPid"])).unwrap_or_default();
+    // And it is still there for another container.
+    let mut after = arena.container(&arena.plain_image(), "echo after");
+    rename(&mut after, "after");
+    let after = arena.run_in(&pod, &pod_config, "memory", after);
+    arena.node.remove_pod(&pod);
+    if watcher.is_empty() || watcher.contains(&pod) {
+        return Err(format!("the monitor is in {watcher:?}"));
+    }
+    match (status.exit_code, status.reason.as_str(), after.out()) {
+        (137, "OOMKilled", "after") => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
 fn home(arena: &Arena) -> Result<(), String> {
     for (n, value) in
         ["/root\nx::0:0::/:/bin/sh", "/root\\nx::0:0::/:/bin/sh", "/root\rx"].into_iter().enumerate()
@@ -631,10 +812,14 @@ fn home(arena: &Arena) -> Result<(), String> {
         let mut config =
             arena.container(&arena.plain_image(), "wc -l < /etc/passwd; grep -c '^x::' /etc/passwd");
         config.envs = vec![KeyValue { key: "HOME".into(), value: value.into() }];
-        if let Ran::Exited { out, .. } = arena.run(&format!("home{n}"), config)
-            && out.split_whitespace().collect::<Vec<_>>() != ["2", "0"]
-        {
-            return Err(format!("/etc/passwd changed: {out}"));
+        let image = arena.image(&format!("home{n}"), |image| image.env(&[&format!("HOME={value}")]));
+        let of_image = arena.container(&image, "wc -l < /etc/passwd; grep -c '^x::' /etc/passwd");
+        for (source, config) in [("request", config), ("image", of_image)] {
+            if let Ran::Exited { out, .. } = arena.run(&format!("home{n}-{source}"), config)
+                && out.split_whitespace().collect::<Vec<_>>() != ["2", "0"]
+            {
+                return Err(format!("/etc/passwd changed: {out}"));
+            }
         }
     }
     Ok(())

@@ -70,7 +70,8 @@ fn privileged_unconfined_turns_nothing_off_in_a_hardened_container() {
     let arena = Arena::new("brig-hardened");
     let mut config = arena.container(
         &arena.plain_image(),
-        "grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status; ulimit -c; ls /proc | grep -v '^[0-9]' | tr '\\n' ' '; \
+        "grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status; ulimit -c; \
+         for f in /proc/[a-z]*; do [ -f $f ] && echo ${f##*/}; [ -d $f ] && [ \"$(ls $f)\" ] && echo ${f##*/}; done | tr '\\n' ' '; \
          ls /sys; unshare -r true 2>/dev/null && echo escaped; mknod /x p && echo fifo; mkdir /a /b; echo y > /a/f; \
          mv /a/f /b/ && echo moved; touch /sys/x 2>/dev/null && echo wrote; true",
     );
@@ -89,7 +90,7 @@ fn privileged_unconfined_turns_nothing_off_in_a_hardened_container() {
             "NoNewPrivs:\t1",
             "Seccomp:\t2",
             "0",
-            "self thread-self devices",
+            "cgroups cpuinfo filesystems loadavg meminfo mounts net self stat sys sysvipc thread-self uptime version devices",
             "fs",
             "fifo",
             "moved",
@@ -156,6 +157,27 @@ fn privileged_a_hardened_pods_volume_keeps_its_owners_on_disk() {
     let owner =
         |name: &str| volume.join(name).metadata().map(|meta| (meta.uid(), meta.gid())).expect("a file");
     assert_eq!((owner("old"), owner("new")), ((0, 0), (7, 8)));
+}
+
+#[test]
+fn privileged_a_hardened_root_and_image_volume_have_owners_but_no_setuid_and_no_devices() {
+    let arena = Arena::new("brig-hardened");
+    let volume = arena.image("volume", |image| {
+        image.layer(&[Entry::file("owned", "1", 0o640).owned_by(7, 8), Entry::file("roots", "2", 0o600)])
+    });
+    let mut config = arena.container(
+        &arena.plain_image(),
+        "stat -c %u:%g /volume/owned /volume/roots; cat /volume/owned; \
+         for place in / /volume; do grep \" $place \" /proc/self/mounts | cut -d' ' -f4 | tr , '\\n' | grep -E 'nosuid|nodev' | sort | tr '\\n' ' '; done",
+    );
+    config.mounts.push(Mount {
+        container_path: "/volume".into(),
+        image: Some(ImageSpec { image: volume, ..Default::default() }),
+        readonly: true,
+        ..Default::default()
+    });
+    let ran = arena.run("image-volume", config);
+    assert_eq!(ran.out(), "7:8\n0:0\n1nodev nosuid nodev nosuid ");
 }
 
 #[test]

@@ -179,6 +179,12 @@ impl Arena {
     }
 }
 
+/// For a second container of a pod.
+fn rename(config: &mut ContainerConfig, name: &str) {
+    config.metadata = Some(ContainerMetadata { name: name.to_owned(), attempt: 0 });
+    config.log_path = format!("{name}/0.log");
+}
+
 fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
     config.linux.get_or_insert_default().security_context.get_or_insert_default()
 }

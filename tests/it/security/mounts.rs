@@ -51,6 +51,9 @@ fn privileged_mount_events_travel_as_the_propagation_says() {
                 with(MountPropagation::PropagationBidirectional, "/both"),
             ];
         });
+        // What a runtime was given to mount is not kept in use beside the container's own mount.
+        let of_host = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!of_host.contains("/sources"), "{of_host}");
         // From the host into the container.
         let late = shared.join("late");
         std::fs::create_dir(&late).unwrap();

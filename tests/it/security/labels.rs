@@ -285,7 +285,7 @@ fn privileged_selinux_keeps_a_container_to_its_own_files() {
                 context(c).readonly_rootfs = true;
             });
             assert_eq!(readonly, "x");
-            let seen = "cat /data/file; cat /image/bin/busybox >/dev/null && echo image";
+            let seen = "cat /data/file 2>&1; cat /image/bin/busybox >/dev/null && echo image";
             let with = |path: &Path, relabel: bool| {
                 let data = Mount { selinux_relabel: relabel, ..bind(path, "/data") };
                 let image = Mount {

@@ -355,9 +355,11 @@ impl BundleWork {
         for volume in &volumes {
             std::fs::create_dir_all(volume)
                 .and_then(|()| match &place.namespaces.user {
-                    // The host's root is nobody in there.
-                    Some(user) => chown(volume, host_root(&user.uids), host_root(&user.gids)),
-                    None => Ok(()),
+                    // The host's root is nobody in there, unless the mount maps ids, as a hardened handler's all do.
+                    Some(user) if handler.hardened.is_none() => {
+                        chown(volume, host_root(&user.uids), host_root(&user.gids))
+                    }
+                    _ => Ok(()),
                 })
                 .map_err(|e| file_error("create the volume", volume, e))?;
         }

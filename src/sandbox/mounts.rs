@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, OFlags, fstat};
 
 use super::error::{Attempt, Error};
-use super::lsm;
 use super::spec::{Config, IdMapping, Mount};
+use super::{log, lsm};
 use crate::sys::mount::{self, Change, Propagation};
 use crate::sys::path::{self, Missing};
 
@@ -343,7 +343,14 @@ pub(super) fn attach(inside: &mut Inside<'_>, wanted: &Prepared) -> Result<(), E
     };
     mount::attach(&made, &target).attempt(what)?;
     if let Some(label) = &wanted.label_later {
-        lsm::set_label(&made, label).attempt(|| format!("set the SELinux label of {}", what()))?;
+        match lsm::set_label(&made, label) {
+            // It belongs to who made the IPC namespace, whom the user namespace may not know. The container has its
+            // message queues all the same; what it may do with them the policy says.
+            Err(error) if inside.user_namespace && error.kind() == io::ErrorKind::PermissionDenied => {
+                log::debug(|| format!("no SELinux label on {}: {error}", wanted.destination.display()));
+            }
+            result => result.attempt(|| format!("set the SELinux label of {}", what()))?,
+        }
     }
     if super::cgroupfs::is_tree(inside.cgroups, &wanted.kind) {
         super::cgroupfs::populate(inside.cgroups, &made, attributes)?;

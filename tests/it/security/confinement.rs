@@ -133,6 +133,27 @@ fn privileged_a_read_only_rootfs_takes_writes_only_where_something_is_mounted() 
 }
 
 #[test]
+fn privileged_volumes_of_the_image_are_writable_with_ids_of_the_pods_own() {
+    let mapping = vec![IdMapping { container_id: 0, host_id: 1_000_000, length: 65_536 }];
+    let users = UserNamespace { mode: NamespaceMode::Pod as i32, uids: mapping.clone(), gids: mapping };
+    for (handler, users) in [("brig", Some(users)), ("brig-hardened", None)] {
+        on_handler(handler, "", |node| {
+            let name = image(node, "volumes", |image| {
+                image.config("Volumes", serde_json::json!({"/var/lib/db": {}}))
+            });
+            let pod = Pod::with(node, "volumes", |c| {
+                pod_context(c).namespace_options.get_or_insert_default().userns_options.clone_from(&users);
+            });
+            let text = pod.sh("echo x >/var/lib/db/x && stat -c %u:%g /var/lib/db /var/lib/db/x", |c| {
+                c.image = of_image(&name);
+                context(c).readonly_rootfs = true;
+            });
+            assert_eq!(text, "0:0\n0:0");
+        });
+    }
+}
+
+#[test]
 fn privileged_a_privileged_container_needs_a_privileged_pod_and_sees_the_hosts_devices() {
     on_every_handler(|node| {
         let plain = Pod::new(node, "plain");

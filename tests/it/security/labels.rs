@@ -105,9 +105,9 @@ fn privileged_containers_run_in_the_apparmor_profile_that_they_ask_for() {
         assert_eq!(pod.sh(writes, |_| {}), "");
         // An exec is confined as its container is.
         let id = pod.keep(|c| context(c).apparmor = profile(Localhost, name));
-        assert_eq!(node.output(&id, CURRENT), own);
+        assert_eq!(node.output(&id, CURRENT).trim(), own);
         let id = pod.keep(|_| {});
-        assert_eq!(node.output(&id, CURRENT), DEFAULT);
+        assert_eq!(node.output(&id, CURRENT).trim(), DEFAULT);
         // From outside and from within.
         assert_eq!(node.output(&id, "sleep 100 & kill $!; wait $!; echo $?").trim(), "143");
         node.stop_container(&id, 10);
@@ -157,7 +157,7 @@ fn privileged_the_default_apparmor_profile_is_the_second_line_and_nobody_notices
         let pod = Pod::new(node, "hardened");
         let id = pod.keep(|_| {});
         for text in [pod.sh(CURRENT, |_| {}), node.output(&id, CURRENT)] {
-            assert_eq!(text, "brig-default (enforce)");
+            assert_eq!(text.trim(), "brig-default (enforce)");
         }
     });
 }
@@ -285,7 +285,7 @@ fn privileged_selinux_keeps_a_container_to_its_own_files() {
                 context(c).readonly_rootfs = true;
             });
             assert_eq!(readonly, "x");
-            let seen = "cat /data/file; cat /image/bin/busybox >/dev/null && echo image";
+            let seen = "cat /data/file 2>&1; cat /image/bin/busybox >/dev/null && echo image";
             let with = |path: &Path, relabel: bool| {
                 let data = Mount { selinux_relabel: relabel, ..bind(path, "/data") };
                 let image = Mount {

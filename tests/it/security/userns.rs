@@ -58,7 +58,12 @@ fn privileged_root_of_a_pod_is_nobody_on_the_host() {
             info["pid"].as_u64().expect("a pid")
         };
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-        assert!(cgroups.contains(&format!("brig/{}/{id}", pod.id)), "{cgroups}");
+        let place = if systemd_cgroups() {
+            format!("brig.slice/brig-{}.slice/brig-{id}.scope", pod.id)
+        } else {
+            format!("brig/{}/{id}", pod.id)
+        };
+        assert!(cgroups.contains(&place), "{cgroups}");
         assert_eq!(node.output(&id, MAP).trim_end(), both);
         // As another user, with a device of the host's at a place of its own, and with the default profile.
         let text = pod.sh("id -u; echo x > /dev/mine && echo written", |c| {

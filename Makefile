@@ -4,7 +4,7 @@
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 DIST := target/dist
 
-.PHONY: setup build test test-vm demo bench isolation install uninstall clean
+.PHONY: setup build test test-vm fuzz demo bench isolation install uninstall clean
 
 setup:
 	@deploy/setup.sh
@@ -24,6 +24,16 @@ test: setup
 # The integration tests on cgroup v2 and under systemd, each in an emulated machine. ONLY=systemd takes one of the two.
 test-vm:
 	@for flavour in $(or $(ONLY),cgroup-v2 systemd); do tests/vm/run.sh $$flavour "$(FILTER)" || exit 1; done
+
+# SECONDS for each target of tests/fuzz, or for the one that TARGET names. What is found stays in target/fuzz/corpus.
+FUZZ_TARGETS := spdy_frames spdy_connection websocket_channels
+fuzz: setup
+	@for target in $(or $(TARGET),$(FUZZ_TARGETS)); do \
+		mkdir -p target/fuzz/corpus/$$target; \
+		cargo fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz --sanitizer none $$target \
+			$(CURDIR)/target/fuzz/corpus/$$target $(CURDIR)/tests/fuzz/corpus/$$target \
+			-- -max_total_time=$(or $(SECONDS),600) -print_final_stats=1 || exit 1; \
+	done
 
 # IMAGE=name pulls from a registry; without it the machine's own busybox becomes an image.
 demo: build

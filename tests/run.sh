@@ -5,7 +5,9 @@
 # own /run and /tmp-like scratch, so the host keeps none of it. What namespaces do not hold (processes, cgroups) is
 # looked for afterwards, and whatever is left fails the run.
 #
-# STAGES="fmt unit" runs only those, FILTER=words only tests whose names hold them. Without root the stages that need it are refused, not skipped.
+# STAGES="fmt unit" runs only those, FILTER=words only tests whose names hold them. Without root the stages that need it are
+# refused, not skipped. BRIG_TEST_EXECS=100000 looks longer for what execs leave; the usual 1000 take a minute or two, so give
+# nextest a longer `slow-timeout` too.
 # `tests/run.sh isolation` prints what is within reach of a container of every handler.
 # `tests/run.sh bench [PART…]` runs the benchmark instead, in namespaces of the same kind, with the binaries of target/dist.
 set -euo pipefail

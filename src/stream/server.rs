@@ -212,7 +212,7 @@ impl Connection {
         };
         tokio::select! {
             () = whole => {}
-            () = activity.idle_for(idle_timeout) => tracing::info!("a stream is closed: nothing moved for {idle_timeout:?}"),
+            () = activity.idle_for(idle_timeout) => tracing::info!("a stream is closed: no data moved for {idle_timeout:?}"),
             () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_WAIT).await } => {}
         }
     }

@@ -6,6 +6,9 @@
 #[path = "../it/stream/client.rs"]
 #[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
 mod client;
+#[path = "../it/stream/spdy.rs"]
+#[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
+mod spdy;
 
 use std::io::Read;
 use std::path::Path;
@@ -17,6 +20,10 @@ use brig::proto::v1::*;
 use super::fixture::node::{Node, Options, eventually, handlers};
 use super::{row, times};
 use client::{Client, V5};
+use spdy::{Frame, From, Session, Spdy};
+
+/// What kubectl and crictl speak over SPDY.
+const V4: &str = "v4.channel.k8s.io";
 
 /// What passes through.
 const BYTES: usize = 1 << 30;
@@ -58,11 +65,25 @@ pub(super) fn streams() {
             assert_eq!(node.call(async { Client::open(&url, V5).await.finish().await }).code(), 0);
         };
         row(
-            &format!("{handler}: exec of true over a stream, with its exit code"),
+            &format!("{handler}: exec of true over WebSocket, with its exit code"),
+            &times(EXECS, Duration::ZERO, round_trip),
+        );
+        let round_trip = || {
+            let url = url(&["true"]);
+            let outcome = node.call(async { Session::open(&url, V4, "oe").await.finish().await });
+            assert_eq!(outcome.code(), 0);
+        };
+        row(
+            &format!("{handler}: exec of true over SPDY, with its exit code"),
             &times(EXECS, Duration::ZERO, round_trip),
         );
 
+        let forward_url = || {
+            let request = PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![7] };
+            node.call(node.runtime.clone().port_forward(request)).expect("PortForward").into_inner().url
+        };
         let (mut plain, mut exec, mut forward) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut spdy_exec, mut spdy_forward) = (Vec::new(), Vec::new());
         // Taken in turn, so that what else the machine does falls on all alike.
         for _ in 0..PASSES {
             plain.push(rate(|| through_a_pipe(file.path())));
@@ -70,20 +91,16 @@ pub(super) fn streams() {
                 let url = url(&["cat", "/tmp/file"]);
                 node.call(read(&url, V5, client::STDOUT))
             }));
-            forward.push(rate(|| {
-                let request = PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![7] };
-                let url = node
-                    .call(node.runtime.clone().port_forward(request))
-                    .expect("PortForward")
-                    .into_inner()
-                    .url;
-                // The port comes first, two bytes.
-                node.call(read(&url, "v4.channel.k8s.io", 0)) - 2
-            }));
+            spdy_exec.push(rate(|| node.call(read_spdy_exec(&url(&["cat", "/tmp/file"])))));
+            // The port comes first, two bytes.
+            forward.push(rate(|| node.call(read(&forward_url(), V4, 0)) - 2));
+            spdy_forward.push(rate(|| node.call(read_spdy_port(&forward_url(), "7"))));
         }
         rates("plain pipe through one copying process (MB/s)", &plain);
-        rates(&format!("{handler}: cat of 1 GiB through exec (MB/s)"), &exec);
-        rates(&format!("{handler}: 1 GiB through port-forward (MB/s)"), &forward);
+        rates(&format!("{handler}: cat of 1 GiB, exec over WebSocket (MB/s)"), &exec);
+        rates(&format!("{handler}: cat of 1 GiB, exec over SPDY (MB/s)"), &spdy_exec);
+        rates(&format!("{handler}: 1 GiB, port-forward over WebSocket (MB/s)"), &forward);
+        rates(&format!("{handler}: 1 GiB, port-forward over SPDY (MB/s)"), &spdy_forward);
         node.remove_pod(&pod);
     }
 }
@@ -95,6 +112,39 @@ async fn read(url: &str, protocol: &str, channel: u8) -> usize {
     while let Some((from, data)) = client.from.next().await {
         if from == channel {
             count += data.len();
+        }
+    }
+    count
+}
+
+/// All that a command writes to stdout, counted.
+async fn read_spdy_exec(url: &str) -> usize {
+    let Spdy { mut to, from } = Spdy::open(url, V4).await.expect("the upgrade");
+    to.stream(&[("streamtype", "error")]).await;
+    let stdout = to.stream(&[("streamtype", "stdout")]).await;
+    to.stream(&[("streamtype", "stderr")]).await;
+    count(from, stdout).await
+}
+
+/// All that comes from a port, counted.
+async fn read_spdy_port(url: &str, port: &str) -> usize {
+    let Spdy { mut to, from } = Spdy::open(url, "portforward.k8s.io").await.expect("the upgrade");
+    to.stream(&[("streamtype", "error"), ("port", port), ("requestid", "0")]).await;
+    let data = to.stream(&[("streamtype", "data"), ("port", port), ("requestid", "0")]).await;
+    count(from, data).await
+}
+
+/// To the end of a stream. The other half of the connection stays open meanwhile.
+async fn count(mut from: From, wanted: u32) -> usize {
+    let mut count = 0;
+    while let Some(frame) = from.next().await {
+        if let Frame::Data { stream, data, end } = frame
+            && stream == wanted
+        {
+            count += data.len();
+            if end {
+                break;
+            }
         }
     }
     count

@@ -16,14 +16,17 @@ cd "$(dirname "$0")/.."
 host=$(rustc -vV | sed -n 's/^host: //p')
 export CARGO_TERM_PROGRESS_WHEN=never
 
+# No `"$@" || …` here: bash would run a whole function on after a command in it that failed.
 stage() { # NAME COMMAND…
-    local name=$1 started=$SECONDS
+    if [ -n "${STAGES:-}" ] && [[ " $STAGES " != *" $1 "* ]]; then return; fi
+    at=$1 started=$SECONDS
     shift
-    if [ -n "${STAGES:-}" ] && [[ " $STAGES " != *" $name "* ]]; then return; fi
-    echo "=== $name"
-    "$@" || { echo "=== $name FAILED after $((SECONDS - started)) s" >&2; exit 1; }
-    echo "=== $name: $((SECONDS - started)) s"
+    echo "=== $at"
+    "$@"
+    echo "=== $at: $((SECONDS - started)) s"
+    at=
 }
+trap '[ -z "${at:-}" ] || echo "=== $at FAILED after $((SECONDS - started)) s" >&2' EXIT
 
 lint() {
     cargo clippy --quiet --all-targets -- -D warnings

@@ -692,7 +692,17 @@ pub(crate) fn remove_bundle(dir: &Path) -> io::Result<()> {
 
 /// Takes back what [`attach_sources`] has mounted, with all below it; nothing is fine.
 fn detach_sources(dir: &Path) -> io::Result<()> {
-    detach(&dir.join(SOURCES))
+    let sources = dir.join(SOURCES);
+    let opened = match mount::hold(&sources) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    // A shared volume's copy is its peer: what is unmounted below the one would be unmounted below the other too.
+    let private = Change { propagation: Some(mount::Propagation::Private), ..Change::default() };
+    match mount::change(&opened, true, &private) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
+        changed => changed.and_then(|()| detach(&sources)),
+    }
 }
 
 fn detach(mounted: &Path) -> io::Result<()> {
@@ -722,6 +732,45 @@ mod tests {
         let [(1, mount)] = &opened[..] else { panic!("{opened:?}") };
         let there = |name: &str| rustix::fs::statat(mount, name, rustix::fs::AtFlags::empty()).is_ok();
         assert!(there("mine") && !there("theirs"));
+    }
+
+    #[test]
+    fn privileged_a_shared_volume_keeps_the_mounts_below_it_when_its_copy_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["volume", "bundle/sources"] {
+            std::fs::create_dir_all(path(name)).unwrap();
+        }
+        let tmpfs = |at: &Path| {
+            let mount = mount::new_filesystem(c"tmpfs", &[], 0).unwrap();
+            mount::attach(mount, mount::hold(at).unwrap()).unwrap();
+        };
+        tmpfs(&path("volume"));
+        let shared = Change { propagation: Some(mount::Propagation::Shared), ..Change::default() };
+        mount::change(mount::hold(path("volume")).unwrap(), false, &shared).unwrap();
+        std::fs::create_dir(path("volume/below")).unwrap();
+        tmpfs(&path("volume/below"));
+        let attach = |from: &str, to: &str, recursive| {
+            let copy = clone_tree(CWD, path(from), recursive).unwrap();
+            mount::attach(&copy, mount::hold(path(to)).unwrap()).unwrap();
+        };
+        attach("bundle/sources", "bundle/sources", false);
+        std::fs::create_dir(path("bundle/sources/0")).unwrap();
+        attach("volume", "bundle/sources/0", true);
+        let mounts = || {
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let points = || table.lines().filter_map(|line| line.split(' ').nth(4));
+            let ours = |name: &str| points().filter(|point| Path::new(point).starts_with(path(name))).count();
+            (ours("volume"), ours("bundle/sources"))
+        };
+        assert_eq!(mounts(), (2, 3));
+        detach_sources(&path("bundle")).unwrap();
+        let left = mounts();
+        // Again, where nothing is mounted and where nothing is.
+        detach_sources(&path("bundle")).unwrap();
+        detach_sources(&path("elsewhere")).unwrap();
+        rustix::mount::unmount(path("volume"), rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert_eq!(left, (2, 0));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -365,10 +366,21 @@ type CallResult<T> = Result<T, (&'static str, Errno)>;
 impl Overlay<'_> {
     /// `scratch` is a folder that the fallback for old kernels may mount in for a moment.
     fn mount(&self, scratch: &Path) -> CallResult<OwnedFd> {
+        // Once known, not tried again: each refusal is a line in the kernel's log.
+        static BY_PATH_ONLY: AtomicBool = AtomicBool::new(false);
+        if BY_PATH_ONLY.load(Ordering::Relaxed) {
+            return self.mount_by_path(scratch);
+        }
         match self.mount_by_fsconfig() {
             // Before Linux 6.7 (b36a5780cb44) overlayfs does not know `lowerdir+`. Before 6.5 it has no parameters of
             // its own: fsconfig collects any, within a page, and the last step finds the unknown one.
-            Err((_, Errno::INVAL)) => self.mount_by_path(scratch),
+            Err((_, Errno::INVAL)) => {
+                let mounted = self.mount_by_path(scratch);
+                if mounted.is_ok() {
+                    BY_PATH_ONLY.store(true, Ordering::Relaxed);
+                }
+                mounted
+            }
             other => other,
         }
     }

@@ -7,6 +7,8 @@ export BRIG_TEST_BIN_DIR=/brig/bin RUST_BACKTRACE=1 TMPDIR=/tmp
 export BRIG_TEST_PROBE=/brig/probe
 # Emulated processors are some thirty times as slow.
 export BRIG_TEST_PATIENCE=300
+# The thousand execs of the test for leaks are slow here.
+export BRIG_TEST_EXECS=200
 . /brig/settings
 case $FLAVOUR in
     systemd) export BRIG_TEST_SYSTEMD=1 BRIG_TEST_LSM=apparmor ;;

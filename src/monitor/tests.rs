@@ -628,6 +628,10 @@ fn a_daemon_that_goes_takes_its_clients_along_and_the_container_goes_on() {
     while monitor.descriptors() > quiet {
         monitor.status();
     }
+    // What comes late would be the next client's too.
+    while !monitor.log("c.log").contains(&"stdout F unread".to_owned()) {
+        monitor.status();
+    }
     // Nobody has ended the container's input: the next client goes on with it.
     let mut client = monitor.attach("b", "c");
     client.write(b"more\n");

@@ -700,7 +700,8 @@ fn detach_sources(dir: &Path) -> io::Result<()> {
     // A shared volume's copy is its peer: what is unmounted below the one would be unmounted below the other too.
     let private = Change { propagation: Some(mount::Propagation::Private), ..Change::default() };
     match mount::change(&opened, true, &private) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
+        // Nothing is mounted there.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         changed => changed.and_then(|()| detach(&sources)),
     }
 }

@@ -43,11 +43,11 @@ pub(crate) struct AttachControl {
 impl Monitor {
     /// Attaches a client to a container that has not exited.
     pub(crate) async fn attach(&self, id: &str, streams: Streams) -> Result<AttachSession, MonitorError> {
-        let inner = self.inner()?;
+        let line = self.line()?;
         let (stdin, monitor_stdin) = input_pipe(streams.stdin)?;
         let (stdout, monitor_stdout) = output_pipe(streams.stdout)?;
         let (stderr, monitor_stderr) = output_pipe(streams.stderr)?;
-        let (name, end) = inner.expect_attach()?;
+        let (name, end) = line.expect_attach()?;
         // From here on whatever goes wrong detaches.
         let control = AttachControl { monitor: self.clone(), container: id.to_owned(), name, end };
         let request = Request::Attach(Attach {
@@ -69,8 +69,8 @@ impl Monitor {
 impl AttachControl {
     /// Returns when the monitor has ended the attach. Cancel-safe.
     pub(crate) async fn ended(&self) -> AttachEnd {
-        let Ok(inner) = self.monitor.inner() else { return AttachEnd::Gone };
-        inner.wait("attach", &mut self.end.clone()).await.unwrap_or(AttachEnd::Gone)
+        let Ok(line) = self.monitor.line() else { return AttachEnd::Gone };
+        line.wait("attach", &mut self.end.clone()).await.unwrap_or(AttachEnd::Gone)
     }
 
     /// Sets the size of the container's terminal; fails if it has none.
@@ -92,16 +92,16 @@ impl AttachControl {
 impl AttachControl {
     /// Goes without a word: this daemon ends, and its client has said no end. The monitor notices by our connection.
     pub(crate) fn leave(&self) {
-        if let Ok(inner) = self.monitor.inner() {
-            inner.forget_attach(&self.name);
+        if let Ok(line) = self.monitor.line() {
+            line.forget_attach(&self.name);
         }
     }
 }
 
 impl Drop for AttachControl {
     fn drop(&mut self) {
-        let Ok(inner) = self.monitor.inner() else { return };
-        if !inner.forget_attach(&self.name) {
+        let Ok(line) = self.monitor.line() else { return };
+        if !line.forget_attach(&self.name) {
             return;
         }
         let (monitor, attach) = (self.monitor.clone(), std::mem::take(&mut self.name));

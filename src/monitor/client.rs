@@ -1,49 +1,33 @@
 //! The daemon's end of the wire: one [`Monitor`] per pod, any number of requests in flight.
 //!
-//! A task reads the socket and hands replies to whoever asked and events to whoever listens. When the monitor ends,
-//! every request in flight and every later one answers [`MonitorError::Gone`].
-//!
-//! ```text
-//! Up ─ the connection breaks ─▶ Broken ─ the monitor lives and answers ─▶ Up
-//!                                 └──── it has ended, or [`CONNECTIONS_MAX`] were in vain ─▶ Closed
-//! ```
-//!
-//! A connection that breaks (a message that one end does not understand, descriptors lost at a limit) costs what was in
-//! flight on it, [`MonitorError::Broken`], and no container: what happened meanwhile is in the monitor's status.
+//! When the monitor ends, every request in flight and every later one answers [`MonitorError::Gone`]. How the connection is
+//! kept is in `line.rs`.
 
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::wire::{
-    self, Create, Created, Decoder, Exec, Failure, FromMonitor, Ready, Reply, Request, Runtime, ToMonitor,
-    WireError,
-};
-use crate::sys::{signal, socket};
+use super::line::Line;
+use super::wire::{self, Create, Created, Exec, Failure, Ready, Reply, Request, Runtime, WireError};
+use crate::sys::signal;
 use crate::units::Bytes;
 
 pub(crate) use super::wire::{ContainerState, ContainerStatus, Event, Status};
 
-/// Events kept for a listener that is not there yet, as during recovery.
-const EVENTS_MAX: usize = 256;
-
 /// Commands at a time in one pod whose output we collect, further ones wait: each may hold 32 MiB of it, and a pod has a
 /// few probes.
-const EXECS_MAX: usize = 32;
+pub(super) const EXECS_MAX: usize = 32;
 
 /// Commands with streams at a time in one pod, beside the former so that nobody's shells keep probes waiting. Further ones
 /// are refused: a session may last for days. Each costs this process up to three pipes and no buffer.
 pub(super) const SESSIONS_MAX: usize = 256;
 
-/// What one read of the socket takes at most.
+/// What one read of a command's output takes at most.
 const READ_BYTES: usize = 16 << 10;
 
 /// A monitor answers what needs no OCI runtime at once; this long means that it hangs.
@@ -55,22 +39,9 @@ pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(10);
 /// How long the OCI runtime may take for start, kill, delete, pause, resume, update and the start of an exec.
 pub(super) const RUNTIME_WAIT: Duration = Duration::from_secs(60);
 
-/// Connections to a monitor that lives, made one after the other without an answer to the first question; then it is given
-/// up, and its pod with it: nobody could stop it any more.
-const CONNECTIONS_MAX: u32 = 10;
-
-/// Before each. A monitor that ends closes its socket a moment before it is gone.
-const CONNECT_AGAIN: Duration = Duration::from_millis(100);
-
 /// How long a creation that nobody waits for may take to end: 10 s in all.
 const UNFINISHED_TRIES: u32 = 200;
 const UNFINISHED_AGAIN: Duration = Duration::from_millis(50);
-
-/// Watches a descriptor. Needs a tokio runtime.
-#[expect(deprecated, reason = "`new` is unsound for types that lie about their descriptor; OwnedFd does not")]
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::new(fd)
-}
 
 /// Why a monitor did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -161,52 +132,7 @@ pub(crate) struct ExecOutput {
 
 /// A connection to a monitor. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Monitor(Option<Arc<Inner>>);
-
-#[derive(Debug)]
-pub(super) struct Inner {
-    process: OnceLock<Process>,
-    /// Where the monitor listens; `None` if it is not to be connected to again.
-    path: Option<PathBuf>,
-    /// The present connection.
-    socket: Mutex<Arc<AsyncFd<OwnedFd>>>,
-    /// Connections since the last that was of use.
-    in_vain: AtomicU32,
-    /// Held while a frame is written.
-    sending: Arc<tokio::sync::Mutex<()>>,
-    execs: Semaphore,
-    pub(super) sessions: Arc<Semaphore>,
-    next_id: AtomicU64,
-    /// The most descriptors with one frame.
-    fds_max: AtomicUsize,
-    waiting: Mutex<Waiting>,
-    events: Mutex<Option<mpsc::Receiver<Event>>>,
-    /// Changed only with `waiting` locked.
-    line: watch::Sender<Line>,
-}
-
-/// How it stands with the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Up,
-    /// A new one is being made.
-    Broken,
-    Closed,
-}
-
-#[derive(Debug)]
-struct Process {
-    pid: i32,
-    /// Readable once the process has ended.
-    pidfd: AsyncFd<OwnedFd>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    replies: HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
-    execs: HashMap<String, watch::Sender<Option<ExecEnd>>>,
-    attaches: HashMap<String, watch::Sender<Option<AttachEnd>>>,
-}
+pub(crate) struct Monitor(pub(super) Option<Arc<Line>>);
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,89 +181,49 @@ impl Monitor {
             status => status?,
         };
         monitor.know(status.ready.pid)?;
-        monitor.learn(&status.ready);
+        monitor.line()?.learn(&status.ready);
         Ok((monitor, status))
-    }
-
-    /// What this monitor can do; an old one does not say.
-    fn learn(&self, ready: &Ready) {
-        if let Some(inner) = self.0.as_ref().filter(|_| ready.fds_max != 0) {
-            inner.fds_max.store(ready.fds_max.min(wire::FDS_MAX), Ordering::Relaxed);
-        }
     }
 
     /// Starts to read `socket`, a connection to a monitor that listens at `path`. Needs a tokio runtime.
     pub(super) fn over(socket: OwnedFd, path: Option<&Path>) -> Result<Self, MonitorError> {
-        let local = |action| move |source: io::Error| MonitorError::Local { action, source };
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|e| local("set up the socket")(e.into()))?;
-        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        let inner = Arc::new(Inner {
-            process: OnceLock::new(),
-            path: path.map(Path::to_owned),
-            socket: Mutex::new(Arc::new(watched(socket).map_err(local("watch the socket"))?)),
-            in_vain: AtomicU32::new(0),
-            sending: Arc::default(),
-            execs: Semaphore::new(EXECS_MAX),
-            sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
-            next_id: AtomicU64::new(1),
-            fds_max: AtomicUsize::new(wire::FDS_MAX_UNSAID),
-            waiting: Mutex::default(),
-            events: Mutex::new(Some(receiver)),
-            line: watch::Sender::new(Line::Up),
-        });
-        tokio::spawn(read(Arc::clone(&inner), sender));
-        Ok(Self(Some(inner)))
+        Ok(Self(Some(Line::open(socket, path)?)))
     }
 
     /// Tells which process the monitor is, so that it can be waited for and killed.
     pub(super) fn know(&self, pid: i32) -> Result<(), MonitorError> {
-        let local = |source: io::Error| MonitorError::Local { action: "watch the process", source };
-        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
-        let raw = rustix::process::Pid::from_raw(pid).ok_or(MonitorError::Gone)?;
-        let pidfd = match rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            Err(rustix::io::Errno::SRCH) => return Err(MonitorError::Gone),
-            Err(error) => return Err(local(error.into())),
-        };
-        // Whoever came first knows the same.
-        inner.process.set(Process { pid, pidfd: watched(pidfd).map_err(local)? }).ok();
-        Ok(())
+        self.line()?.know(pid)
     }
 
     /// 0 if it is gone.
     pub(crate) fn pid(&self) -> i32 {
-        self.0.as_ref().map_or(0, |inner| inner.pid())
+        self.0.as_ref().map_or(0, |line| line.pid())
     }
 
     /// What happens from now on, and since the connection was made. Empty for all but the first caller.
     pub(crate) fn events(&self) -> mpsc::Receiver<Event> {
-        let taken = self.0.as_ref().and_then(|inner| lock(&inner.events).take());
+        let taken = self.0.as_ref().and_then(|line| line.events());
         taken.unwrap_or_else(|| mpsc::channel(1).1)
     }
 
     /// Returns once the monitor's process has ended. Cancel-safe.
     pub(crate) async fn closed(&self) {
-        if let Some(inner) = &self.0 {
-            // An error would mean that the runtime is ending.
-            if let Some(process) = inner.process.get() {
-                process.pidfd.readable().await.map(drop).ok();
-            }
-            inner.line.subscribe().wait_for(|line| *line == Line::Closed).await.map(drop).ok();
+        if let Some(line) = &self.0 {
+            line.closed().await;
         }
     }
 
     /// SIGKILL.
     pub(crate) fn kill_process(&self) {
-        if let Some(process) = self.0.as_ref().and_then(|inner| inner.process.get()) {
-            // Only ESRCH is possible, and then it has ended.
-            signal::send(process.pidfd.get_ref(), 9).ok();
+        if let Some(line) = &self.0 {
+            line.kill_process();
         }
     }
 
     /// Errors if a container has more mounts than the monitor takes with one request.
     pub(crate) fn check_mounts(&self, mounts: usize) -> Result<(), MonitorError> {
         // Beside them are the log's directory and the rootfs.
-        let max = self.inner()?.fds_max.load(Ordering::Relaxed) - 2;
+        let max = self.line()?.fds_max() - 2;
         if mounts > max { Err(MonitorError::TooManyMounts { mounts, max }) } else { Ok(()) }
     }
 
@@ -462,15 +348,15 @@ impl Monitor {
         timeout: Option<Duration>,
         cap: Bytes,
     ) -> Result<ExecOutput, MonitorError> {
-        let inner = self.inner()?;
-        let _place = inner.execs.acquire().await.map_err(|_| MonitorError::Gone)?;
+        let line = self.line()?;
+        let _place = line.execs.acquire().await.map_err(|_| MonitorError::Gone)?;
         let local = |source: io::Error| MonitorError::Local { action: "make a pipe", source };
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| local(e.into()));
         let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
         let out = pipe::Receiver::from_owned_fd(out_read).map_err(local)?;
         let err = pipe::Receiver::from_owned_fd(err_read).map_err(local)?;
-        let (exec, mut ended) = inner.expect_exec()?;
-        let _forget = ForgetExec { inner, exec: &exec };
+        let (exec, mut ended) = line.expect_exec()?;
+        let _forget = ForgetExec { line, exec: &exec };
         let request = Request::Exec(Exec {
             exec: exec.clone(),
             container: id.to_owned(),
@@ -490,7 +376,7 @@ impl Monitor {
             let started =
                 self.ask("exec", request, vec![out_write, err_write], RUNTIME_WAIT + ANSWER_MARGIN).await;
             let end = match started {
-                Ok((Reply::ExecStarted { .. }, _)) => inner.wait("exec", &mut ended).await,
+                Ok((Reply::ExecStarted { .. }, _)) => line.wait("exec", &mut ended).await,
                 Ok((other, _)) => Err(unexpected("exec", id, other)),
                 Err(error) => Err(error),
             };
@@ -507,7 +393,7 @@ impl Monitor {
         self.done("kill the exec", "", Request::ExecKill { exec: exec.to_owned() }, Vec::new()).await
     }
 
-    pub(super) fn inner(&self) -> Result<&Arc<Inner>, MonitorError> {
+    pub(super) fn line(&self) -> Result<&Arc<Line>, MonitorError> {
         self.0.as_ref().ok_or(MonitorError::Gone)
     }
 
@@ -531,24 +417,7 @@ impl Monitor {
         fds: Vec<OwnedFd>,
         wait: Duration,
     ) -> Result<(Reply, Vec<OwnedFd>), MonitorError> {
-        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
-        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let frame = wire::encode(&ToMonitor { id, request }, fds.len())?;
-        let answer = async {
-            let reply = inner.expect_reply(id).await?;
-            inner.send(frame, fds).await.ok();
-            match reply.await {
-                Ok(reply) => Ok(reply),
-                Err(_) => Err(inner.lost(what).await),
-            }
-        };
-        match tokio::time::timeout(wait, answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                lock(&inner.waiting).replies.remove(&id);
-                Err(MonitorError::NoAnswer { what, after: wait })
-            }
-        }
+        self.line()?.request(what, request, fds, wait).await
     }
 
     /// Sends the first message to a new monitor and waits until its namespaces are made.
@@ -558,17 +427,10 @@ impl Monitor {
         fds: Vec<OwnedFd>,
         wait: Duration,
     ) -> Result<Ready, MonitorError> {
-        let inner = self.0.as_ref().ok_or(MonitorError::Gone)?;
-        let frame = wire::encode(hello, fds.len())?;
-        let answer = async {
-            // The answer to Hello has the id 0.
-            let reply = inner.expect_reply(0).await?;
-            inner.send(frame, fds).await.ok();
-            reply.await.map_err(|_| MonitorError::Gone)
-        };
-        match tokio::time::timeout(wait, answer).await {
+        let line = self.line()?;
+        match tokio::time::timeout(wait, line.first(hello, fds)).await {
             Ok(Ok((Reply::Ready(ready), _))) => {
-                self.learn(&ready);
+                line.learn(&ready);
                 Ok(ready)
             }
             Ok(Ok((other, _))) => Err(unexpected("hello", "", other)),
@@ -578,266 +440,17 @@ impl Monitor {
     }
 }
 
-impl Inner {
-    fn pid(&self) -> i32 {
-        self.process.get().map_or(0, |process| process.pid)
-    }
-
-    /// A name for a new exec, and where its end will be told. To be taken back by [`Inner::forget_exec`].
-    pub(super) fn expect_exec(&self) -> Result<(String, watch::Receiver<Option<ExecEnd>>), MonitorError> {
-        let mut waiting = self.expecting()?;
-        let (name, (sender, end)) = (random_name(), watch::channel(None));
-        waiting.execs.insert(name.clone(), sender);
-        Ok((name, end))
-    }
-
-    /// Whether it has not ended.
-    pub(super) fn forget_exec(&self, exec: &str) -> bool {
-        lock(&self.waiting).execs.remove(exec).is_some()
-    }
-
-    /// As [`Inner::expect_exec`], for an attach.
-    pub(super) fn expect_attach(&self) -> Result<(String, watch::Receiver<Option<AttachEnd>>), MonitorError> {
-        let mut waiting = self.expecting()?;
-        let (name, (sender, end)) = (random_name(), watch::channel(None));
-        waiting.attaches.insert(name.clone(), sender);
-        Ok((name, end))
-    }
-
-    /// Whether it has not ended.
-    pub(super) fn forget_attach(&self, attach: &str) -> bool {
-        lock(&self.waiting).attaches.remove(attach).is_some()
-    }
-
-    fn expecting(&self) -> Result<MutexGuard<'_, Waiting>, MonitorError> {
-        let waiting = lock(&self.waiting);
-        if *self.line.borrow() == Line::Closed { Err(MonitorError::Gone) } else { Ok(waiting) }
-    }
-
-    /// Where the answer to request `id` will come, which is to be sent now: there is a connection.
-    async fn expect_reply(&self, id: u64) -> Result<oneshot::Receiver<(Reply, Vec<OwnedFd>)>, MonitorError> {
-        let mut line = self.line.subscribe();
-        loop {
-            line.wait_for(|line| *line != Line::Broken).await.map_err(|_| MonitorError::Gone)?;
-            let mut waiting = self.expecting()?;
-            // It may have broken again since.
-            if *self.line.borrow() == Line::Up {
-                let (sender, reply) = oneshot::channel();
-                waiting.replies.insert(id, sender);
-                return Ok(reply);
-            }
-        }
-    }
-
-    /// Why nobody will tell any more, once that is known.
-    async fn lost(&self, what: &'static str) -> MonitorError {
-        match self.line.subscribe().wait_for(|line| *line != Line::Broken).await.map(|line| *line) {
-            Ok(Line::Up) => MonitorError::Broken { what },
-            _ => MonitorError::Gone,
-        }
-    }
-
-    /// What `end` is told. Cancel-safe.
-    pub(super) async fn wait<T: Copy>(
-        &self,
-        what: &'static str,
-        end: &mut watch::Receiver<Option<T>>,
-    ) -> Result<T, MonitorError> {
-        match end.wait_for(Option::is_some).await.ok().and_then(|end| *end) {
-            Some(end) => Ok(end),
-            None => Err(self.lost(what).await),
-        }
-    }
-
-    fn socket(&self) -> Arc<AsyncFd<OwnedFd>> {
-        Arc::clone(&lock(&self.socket))
-    }
-
-    /// Ends what waits for something to come on the present connection.
-    fn end_waits(&self, line: Line) {
-        let mut waiting = lock(&self.waiting);
-        self.line.send_replace(line);
-        waiting.replies.clear();
-        waiting.execs.clear();
-        waiting.attaches.clear();
-    }
-
-    /// Makes a new connection. False once the monitor has ended or is given up.
-    async fn connect_again(&self) -> bool {
-        let Some(path) = &self.path else { return false };
-        let ended = async || match self.process.get() {
-            // An error would mean that the runtime is ending.
-            Some(process) => process.pidfd.readable().await.map(drop).unwrap_or(()),
-            None => std::future::pending().await,
-        };
-        while self.in_vain.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX {
-            tokio::select! {
-                () = ended() => return false,
-                () = tokio::time::sleep(CONNECT_AGAIN) => {}
-            }
-            let connected = tokio::net::UnixStream::connect(path).await;
-            match connected.and_then(|stream| watched(stream.into_std()?.into())) {
-                Ok(socket) => {
-                    *lock(&self.socket) = Arc::new(socket);
-                    let _waiting = lock(&self.waiting);
-                    self.line.send_replace(Line::Up);
-                    return true;
-                }
-                Err(error) => {
-                    tracing::warn!(monitor = self.pid(), %error, "cannot connect to a monitor that lives");
-                }
-            }
-        }
-        tracing::error!(monitor = self.pid(), "giving a monitor up that does not answer");
-        false
-    }
-
-    /// Sends a whole frame or, given up before its turn, nothing of it. Given up later it is sent all the same: whatever
-    /// came after half a frame would be taken for the rest of it.
-    async fn send(self: &Arc<Self>, frame: Vec<u8>, fds: Vec<OwnedFd>) -> io::Result<()> {
-        let sending = Arc::clone(&self.sending).lock_owned().await;
-        let this = Arc::clone(self);
-        let written = tokio::spawn(async move {
-            let _sending = sending;
-            let socket = this.socket();
-            let written = write(&socket, &frame, &fds).await;
-            if written.is_err() {
-                // The rest of the frame is missing, so nothing can follow it; the reader sees the end.
-                rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Both).ok();
-            }
-            written
-        });
-        written.await.map_err(io::Error::other)?
-    }
-}
-
-async fn write(socket: &AsyncFd<OwnedFd>, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-    let mut rest = frame;
-    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-    let mut fds = &fds[..];
-    while !rest.is_empty() {
-        let mut ready = socket.writable().await?;
-        match ready.try_io(|socket| socket::send(socket.get_ref(), rest, fds)) {
-            Ok(sent) => {
-                let (sent, with) = sent?;
-                (rest, fds) = (&rest[sent..], &fds[with..]);
-            }
-            Err(_would_block) => {}
-        }
-    }
-    Ok(())
-}
-
-/// Hands out what the monitor says until it has ended or is given up.
-async fn read(inner: Arc<Inner>, events: mpsc::Sender<Event>) {
-    loop {
-        converse(&inner, &events).await;
-        inner.end_waits(Line::Broken);
-        if !inner.connect_again().await {
-            break;
-        }
-        tokio::spawn(catch_up(Arc::clone(&inner), inner.socket(), events.clone()));
-    }
-    inner.end_waits(Line::Closed);
-}
-
-/// Tells what was to be told while there was no connection, and ends execs whose answer nobody will get.
-async fn catch_up(inner: Arc<Inner>, socket: Arc<AsyncFd<OwnedFd>>, events: mpsc::Sender<Event>) {
-    let monitor = Monitor(Some(Arc::clone(&inner)));
-    let status = match monitor.status().await {
-        Ok(status) => status,
-        Err(error) => {
-            tracing::warn!(monitor = inner.pid(), error = %crate::task::chain(&error), "a new connection to a monitor is of no use");
-            // A monitor that says nothing at all is given up as one that cannot be connected to.
-            rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Both).ok();
-            return;
-        }
-    };
-    inner.in_vain.store(0, Ordering::Relaxed);
-    tracing::warn!(monitor = inner.pid(), "the connection to a monitor broke and was made anew");
-    for container in status.containers {
-        let Some(wire::Exit { code, signal, oom_killed, finished_at }) = container.exit else { continue };
-        // Who knows of this end already takes no notice.
-        let id = container.id;
-        events.send(Event::ContainerExited { id, code, signal, oom_killed, finished_at }).await.ok();
-    }
-    for exec in status.execs {
-        let awaited = lock(&inner.waiting).execs.contains_key(&exec);
-        if !awaited {
-            monitor.exec_kill(&exec).await.ok();
-        }
-    }
-}
-
-/// Hands out what the monitor says until the connection is of no more use.
-async fn converse(inner: &Inner, events: &mpsc::Sender<Event>) {
-    let socket = inner.socket();
-    let mut decoder = Decoder::default();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        let Ok(mut ready) = socket.readable().await else { return };
-        let mut fds = Vec::new();
-        let received = match ready.try_io(|socket| socket::receive(socket.get_ref(), &mut buffer, &mut fds)) {
-            Ok(Ok(0)) => return,
-            Ok(Err(error)) => {
-                tracing::error!(monitor = inner.pid(), %error, "cannot read what a monitor says");
-                return;
-            }
-            Ok(Ok(received)) => received,
-            Err(_would_block) => continue,
-        };
-        decoder.push(&buffer[..received], fds);
-        loop {
-            match decoder.next::<FromMonitor>() {
-                Ok(None) => break,
-                Ok(Some((message, fds))) => deliver(inner, events, message, fds).await,
-                Err(error) => {
-                    tracing::error!(monitor = inner.pid(), error = %crate::task::chain(&error), "a monitor talks nonsense");
-                    return;
-                }
-            }
-        }
-    }
-}
-
-async fn deliver(inner: &Inner, events: &mpsc::Sender<Event>, message: FromMonitor, fds: Vec<OwnedFd>) {
-    match message {
-        FromMonitor::Reply { id, reply } => {
-            let waiting = lock(&inner.waiting).replies.remove(&id);
-            if let Some(waiting) = waiting {
-                // The caller may have gone away.
-                waiting.send((reply, fds)).ok();
-            }
-        }
-        FromMonitor::Event(Event::ExecExited { exec, code, timed_out, .. }) => {
-            let waiting = lock(&inner.waiting).execs.remove(&exec);
-            if let Some(waiting) = waiting {
-                waiting.send_replace(Some(ExecEnd { code, timed_out }));
-            }
-        }
-        FromMonitor::Event(Event::AttachEnded { attach, end }) => {
-            let waiting = lock(&inner.waiting).attaches.remove(&attach);
-            if let Some(waiting) = waiting {
-                waiting.send_replace(Some(end.into()));
-            }
-        }
-        FromMonitor::Event(event) => {
-            events.send(event).await.ok();
-        }
-    }
-}
-
 /// Takes an exec that nobody waits for any more out of the list.
 struct ForgetExec<'a> {
-    inner: &'a Arc<Inner>,
+    line: &'a Arc<Line>,
     exec: &'a str,
 }
 
 impl Drop for ForgetExec<'_> {
     fn drop(&mut self) {
-        if self.inner.forget_exec(self.exec) {
+        if self.line.forget_exec(self.exec) {
             // The caller has gone away, and nobody else will ever read what the command says.
-            let (monitor, exec) = (Monitor(Some(Arc::clone(self.inner))), self.exec.to_owned());
+            let (monitor, exec) = (Monitor(Some(Arc::clone(self.line))), self.exec.to_owned());
             tokio::spawn(async move { monitor.exec_kill(&exec).await.ok() });
         }
     }
@@ -878,11 +491,6 @@ async fn collect(pipe: pipe::Receiver, cap: Bytes, mut over: watch::Receiver<boo
     kept
 }
 
-/// A name for an exec or attach: others of the pod have others, those of an earlier daemon too.
-fn random_name() -> String {
-    crate::id::ContainerId::random().short().to_string()
-}
-
 pub(super) fn unexpected(what: &'static str, id: &str, reply: Reply) -> MonitorError {
     let Reply::Failed(failure) = reply else { return MonitorError::Confused { what } };
     match failure {
@@ -902,10 +510,6 @@ pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -918,113 +522,5 @@ mod tests {
         // The event loop has not run since, so only the pipe itself knows of them.
         let (_over, over) = watch::channel(true);
         assert_eq!(collect(pipe, Bytes(4), over).await, b"last");
-    }
-
-    /// A monitor in this process: for each connection, one after the other, what it answers to the first request.
-    fn fake(answers: Vec<Vec<Vec<u8>>>) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        let listener = socket::listen(&path).unwrap();
-        rustix::io::ioctl_fionbio(&listener, false).unwrap();
-        std::thread::spawn(move || {
-            let mut last = None;
-            for answer in answers {
-                let connection = socket::accept(&listener).unwrap();
-                rustix::io::ioctl_fionbio(&connection, false).unwrap();
-                let (mut decoder, mut buffer) = (Decoder::default(), vec![0; READ_BYTES]);
-                while decoder.next::<ToMonitor>().unwrap().is_none() {
-                    let n = socket::receive(&connection, &mut buffer, &mut Vec::new()).unwrap();
-                    decoder.push(&buffer[..n], []);
-                }
-                for frame in answer {
-                    socket::send(&connection, &frame, &[]).unwrap();
-                }
-                last = Some(connection);
-            }
-            // The last one stays until the client leaves it.
-            if let Some(last) = last {
-                socket::receive(&last, &mut [0; 64], &mut Vec::new()).ok();
-            }
-        });
-        (dir, path)
-    }
-
-    fn status_reply(id: u64, exit: Option<wire::Exit>) -> Vec<u8> {
-        let container = ContainerStatus {
-            id: "c".into(),
-            state: ContainerState::Exited,
-            pid: Some(1),
-            start_time: 0,
-            started_at: Some(1),
-            exit,
-        };
-        // This process stands for the monitor's: it lives.
-        let pid = i32::try_from(std::process::id()).unwrap();
-        let ready = Ready { version: wire::VERSION, pid, ..Ready::default() };
-        let containers = exit.map(|_| container).into_iter().collect();
-        let status = Status { version: wire::VERSION, ready, containers, ..Status::default() };
-        wire::encode(&FromMonitor::Reply { id, reply: Reply::Status(status) }, 0).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_breaks_is_made_anew_and_what_happened_meanwhile_is_told() {
-        let exit = wire::Exit { code: 7, signal: 0, oom_killed: false, finished_at: 9 };
-        let nonsense = vec![0xff; wire::HEADER];
-        let answers = vec![vec![status_reply(1, None), nonsense], vec![status_reply(2, Some(exit))]];
-        let (_dir, path) = fake(answers);
-        let (monitor, status) = Monitor::connect(&path).await.unwrap();
-        assert_eq!(status.containers, []);
-        let event = monitor.events().recv().await;
-        let expected =
-            Event::ContainerExited { id: "c".into(), code: 7, signal: 0, oom_killed: false, finished_at: 9 };
-        assert_eq!(event, Some(expected));
-    }
-
-    #[tokio::test]
-    async fn a_monitor_that_lives_and_never_answers_is_given_up_after_a_bounded_number_of_connections() {
-        let nonsense = vec![0xff; wire::HEADER];
-        let mut answers = vec![vec![status_reply(1, None), nonsense.clone()]];
-        answers.extend((0..CONNECTIONS_MAX).map(|_| vec![nonsense.clone()]));
-        let (_dir, path) = fake(answers);
-        let (monitor, _) = Monitor::connect(&path).await.unwrap();
-        assert_eq!(monitor.events().recv().await, None);
-        assert!(matches!(monitor.start("c").await, Err(MonitorError::Gone)));
-    }
-
-    #[tokio::test]
-    async fn a_request_that_is_given_up_half_way_is_sent_whole_before_the_next_one() {
-        let (ours, theirs) = socket::pair().unwrap();
-        let monitor = Monitor::over(ours, None).unwrap();
-        let peer = watched(theirs).unwrap();
-        {
-            // Far more than a socket holds, so what has come is a part of it.
-            let long = monitor.update("c", "x".repeat(4 << 20));
-            tokio::select! {
-                _ = long => panic!("nobody answers"),
-                ready = peer.readable() => drop(ready.unwrap()),
-            }
-        }
-        let next = tokio::spawn(async move { monitor.status().await });
-        let theirs = peer.into_inner();
-        let requests = tokio::task::spawn_blocking(move || {
-            let (mut decoder, mut buffer, mut requests) =
-                (Decoder::default(), vec![0; READ_BYTES], Vec::new());
-            while requests.len() < 2 {
-                let mut fds = Vec::new();
-                let received = socket::receive(&theirs, &mut buffer, &mut fds).unwrap();
-                decoder.push(&buffer[..received], fds);
-                while let Some((message, _)) = decoder.next::<ToMonitor>().unwrap() {
-                    requests.push(message.request);
-                }
-            }
-            requests
-        });
-        let requests = requests.await.unwrap();
-        assert!(
-            matches!(&requests[0], Request::Update { resources, .. } if resources.len() == 4 << 20),
-            "the first"
-        );
-        assert_eq!(requests[1], Request::Status { version: wire::VERSION });
-        assert!(matches!(next.await.unwrap(), Err(MonitorError::Gone)));
     }
 }

@@ -63,14 +63,14 @@ impl Monitor {
         process: String,
         streams: Streams,
     ) -> Result<ExecSession, MonitorError> {
-        let inner = self.inner()?;
-        let place = std::sync::Arc::clone(&inner.sessions).try_acquire_owned();
+        let line = self.line()?;
+        let place = std::sync::Arc::clone(&line.sessions).try_acquire_owned();
         let _place = place.map_err(|_| MonitorError::TooManySessions)?;
         let piped = |wanted: bool| wanted && !streams.terminal;
         let (stdin, command_stdin) = input_pipe(piped(streams.stdin))?;
         let (stdout, command_stdout) = output_pipe(piped(streams.stdout))?;
         let (stderr, command_stderr) = output_pipe(piped(streams.stderr))?;
-        let (name, end) = inner.expect_exec()?;
+        let (name, end) = line.expect_exec()?;
         // From here on whatever goes wrong takes the name back.
         let process_of = ExecProcess { monitor: self.clone(), name: name.clone(), end, _place };
         let request = Request::Exec(Exec {
@@ -103,7 +103,7 @@ impl Monitor {
 impl ExecProcess {
     /// Returns once the command's own process has ended, whoever else it left behind. Cancel-safe.
     pub(crate) async fn wait(&self) -> Result<ExecEnd, MonitorError> {
-        self.monitor.inner()?.wait("exec", &mut self.end.clone()).await
+        self.monitor.line()?.wait("exec", &mut self.end.clone()).await
     }
 
     /// The client has gone away, and nobody will ask for the end.
@@ -114,8 +114,8 @@ impl ExecProcess {
 
 impl Drop for ExecProcess {
     fn drop(&mut self) {
-        if let Ok(inner) = self.monitor.inner() {
-            inner.forget_exec(&self.name);
+        if let Ok(line) = self.monitor.line() {
+            line.forget_exec(&self.name);
         }
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! wire.rs        messages, both ends
-//! client.rs      the daemon's end        spawn.rs  starting a monitor
+//! client.rs      the daemon's end        line.rs   its connection
+//! spawn.rs       starting a monitor
 //! exec.rs        commands with streams   attach.rs clients at a container's own streams
 //! ─────────────  the process ─────────────────────────────────────────
 //! namespaces.rs  made at the start
@@ -27,6 +28,8 @@ mod driver;
 #[cfg(feature = "daemon")]
 pub(crate) mod exec;
 mod io;
+#[cfg(feature = "daemon")]
+mod line;
 mod log;
 mod namespaces;
 mod reap;

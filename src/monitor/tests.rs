@@ -422,13 +422,9 @@ fn a_log_is_reopened_only_while_the_container_runs() {
     assert!(!monitor.dir.path().join("late.log").exists());
 }
 
-#[test]
-fn the_timeout_of_an_exec_kills_its_whole_tree() {
-    let mut monitor = Fixture::new(Namespaces::default());
-    monitor.run("c", "exec sleep 1000");
-    fs::write(monitor.dir.path().join("c/exec"), "sleep 1000 & sleep 1000").expect("a script");
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
-    let exec = Exec {
+/// Of a command whose output is collected, and which gets 100 ms.
+fn short_exec() -> Exec {
+    Exec {
         exec: "e".into(),
         container: "c".into(),
         process: "{}".into(),
@@ -439,7 +435,16 @@ fn the_timeout_of_an_exec_kills_its_whole_tree() {
         timeout_ms: 100,
         start_timeout_ms: 10_000,
         streams: false,
-    };
+    }
+}
+
+#[test]
+fn the_timeout_of_an_exec_kills_its_whole_tree() {
+    let mut monitor = Fixture::new(Namespaces::default());
+    monitor.run("c", "exec sleep 1000");
+    fs::write(monitor.dir.path().join("c/exec"), "sleep 1000 & sleep 1000").expect("a script");
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    let exec = short_exec();
     assert!(matches!(monitor.ask(Request::Exec(exec), &[write]), Reply::ExecStarted { .. }));
     let expected = Event::ExecExited { exec: "e".into(), code: 137, signal: 9, timed_out: true };
     assert_eq!(monitor.event(), expected);
@@ -454,18 +459,7 @@ fn the_timeout_of_an_exec_reaches_into_a_runtimes_own_kernel() {
     monitor.start("c");
     fs::write(monitor.dir.path().join("c/exec"), "exec sleep 1000").expect("a script");
     let (read, write) = pipe();
-    let exec = Exec {
-        exec: "e".into(),
-        container: "c".into(),
-        process: "{}".into(),
-        terminal: false,
-        stdin: false,
-        stdout: true,
-        stderr: false,
-        timeout_ms: 100,
-        start_timeout_ms: 10_000,
-        streams: false,
-    };
+    let exec = short_exec();
     assert!(matches!(monitor.ask(Request::Exec(exec), &[write]), Reply::ExecStarted { .. }));
     let event = monitor.event();
     assert!(matches!(event, Event::ExecExited { timed_out: true, .. }), "{event:?}");
@@ -804,7 +798,7 @@ mod streams {
         /// descriptors are not counted: other tests may run in it.
         fn held(&mut self) -> (usize, usize, usize) {
             let bundle = fs::read_dir(self.fixture.dir.path().join("c")).expect("a bundle").count();
-            let places = self.monitor.inner().expect("connected").sessions.available_permits();
+            let places = self.monitor.line().expect("connected").sessions.available_permits();
             (bundle, self.fixture.descriptors(), places)
         }
     }

@@ -96,7 +96,7 @@ fn check_request(request: &Request, config: &Config) -> Result<(), Error> {
         return Err(Error::Usage(format!("--mount-fd {index}: config.json has {count} mounts")));
     }
     let (apparmor, selinux) = (process.apparmor_profile.as_deref(), process.selinux_label.as_deref());
-    lsm::check(apparmor, selinux, config.linux.mount_label.as_deref())
+    lsm::check(apparmor, selinux, config.mount_label())
 }
 
 fn build(

@@ -147,7 +147,7 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
         root: plan.rootfs.as_fd(),
         user_namespace: plan.namespaces.has(Kind::User),
         cgroups: &view,
-        label: mount_label(&plan.config),
+        label: plan.config.mount_label(),
         readonly_later: Vec::new(),
     };
     for prepared in &plan.mounts {
@@ -190,7 +190,7 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
 
     let linux = &plan.config.linux;
     if let Some(null) = plan.null.take() {
-        mounts::mask(plan.rootfs.as_fd(), &linux.masked_paths, &null, mount_label(&plan.config))?;
+        mounts::mask(plan.rootfs.as_fd(), &linux.masked_paths, &null, plan.config.mount_label())?;
     }
     mounts::make_readonly(plan.rootfs.as_fd(), &linux.readonly_paths)?;
     let cwd = &plan.confinement.process.cwd;
@@ -219,10 +219,6 @@ fn set_up(mut plan: Plan, sync: &End, needed: &[u32]) -> Result<Launch, Error> {
     let Plan { confinement, proc, rootfs, mounts, devices, joined, console, null, start, outcome, .. } = plan;
     drop((rootfs, mounts, devices, joined, console, null, start, outcome, readonly_later));
     launch::settle(confinement, proc, pid, needed)
-}
-
-fn mount_label(config: &Config) -> Option<&str> {
-    config.linux.mount_label.as_deref().filter(|label| !label.is_empty())
 }
 
 /// Joins what is given by path, and becomes root of the user namespace if there is one.

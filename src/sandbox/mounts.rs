@@ -180,7 +180,7 @@ pub(super) fn prepare(
         Some("private" | "rprivate") => Propagation::Private,
         _ => Propagation::Slave,
     };
-    let label = config.linux.mount_label.as_deref().filter(|label| !label.is_empty());
+    let label = config.mount_label();
     config
         .mounts
         .iter()

@@ -301,6 +301,13 @@ pub(super) fn seccomp_document(config: &Config, state: &StateDocument<'_>) -> Se
     }))
 }
 
+impl Config {
+    /// What SELinux is to see on the file systems that are made for the container, if anything.
+    pub(super) fn mount_label(&self) -> Option<&str> {
+        self.linux.mount_label.as_deref().filter(|label| !label.is_empty())
+    }
+}
+
 impl SeccompDocument {
     /// The document's bytes for the process of that pid.
     pub(super) fn with_pid(mut self, pid: i32) -> Vec<u8> {

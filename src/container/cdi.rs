@@ -12,7 +12,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hook, HookBuilder, Hooks};
-use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -269,13 +268,7 @@ fn read_folder(dir: &Path, priority: usize, broken: &mut Vec<String>) -> Vec<Spe
 
 fn read_file(path: &Path) -> Result<Document, String> {
     let mut text = String::new();
-    // A pipe among the files must not be waited for.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|err| err.to_string())?;
-    let file = std::fs::File::from(file);
-    if !file.metadata().map_err(|err| err.to_string())?.is_file() {
-        return Err("not a regular file".to_owned());
-    }
+    let file = crate::sys::fd::open_regular(path).map_err(|err| err.to_string())?;
     file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|err| err.to_string())?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("larger than {FILE_BYTES_MAX} bytes"));
@@ -338,7 +331,7 @@ mod tests {
     fn a_pipe_in_a_folder_is_told_as_broken_and_not_waited_for() {
         let dir = folder(&[]);
         let pipe = dir.path().join("pipe.json");
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
         let error = ask(&[&dir], &["vendor.example/gpu=0"]).unwrap_err();
         assert!(error.contains("pipe.json: not a regular file"), "{error}");
     }

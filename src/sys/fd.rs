@@ -6,6 +6,23 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+#[cfg(feature = "daemon")]
+use std::{fs::File, path::Path};
+
+/// Opens a regular file for reading. Anything else is an error, at once: open(2) of a FIFO would wait for a writer, and for
+/// good hold the thread that reads somebody's configuration.
+#[cfg(feature = "daemon")]
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    use rustix::fs::{CWD, Mode, OFlags};
+
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+    }
+}
 
 /// Takes ownership of a descriptor that this process inherited at exec.
 ///
@@ -65,5 +82,18 @@ mod tests {
     fn a_closed_number_or_a_standard_stream_is_not_adopted() {
         assert_eq!(adopt_inherited(1 << 20).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(adopt_inherited(1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[cfg(feature = "daemon")]
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, file) = (dir.path().join("fifo"), dir.path().join("file"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+        std::fs::write(&file, "text").unwrap();
+        for path in [fifo.as_path(), dir.path(), Path::new("/dev/null")] {
+            assert_eq!(open_regular(path).unwrap_err().to_string(), "not a regular file", "{path:?}");
+        }
+        assert_eq!(io::read_to_string(open_regular(&file).unwrap()).unwrap(), "text");
     }
 }

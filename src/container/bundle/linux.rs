@@ -293,10 +293,7 @@ fn seccomp(
     };
     let failed = |source| BundleError::SeccompRead { path: path.clone(), source };
     let mut text = Vec::new();
-    let file = std::fs::File::open(&path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(std::io::Error::other("not a regular file")));
-    }
+    let file = crate::sys::fd::open_regular(&path).map_err(failed)?;
     file.take(SECCOMP_BYTES_MAX + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > SECCOMP_BYTES_MAX {
         return Err(BundleError::SeccompTooLarge { path, max: SECCOMP_BYTES_MAX });

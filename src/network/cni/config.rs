@@ -98,7 +98,7 @@ impl NetworkList {
 
     fn read(path: &Path) -> Result<Self, ConfigError> {
         let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(ConfigError::Read)?;
+        let file = crate::sys::fd::open_regular(path).map_err(ConfigError::Read)?;
         file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(ConfigError::Read)?;
         if text.len() as u64 > FILE_BYTES_MAX {
             return Err(ConfigError::TooLarge);

@@ -185,16 +185,19 @@ fn has_link(name: &str) -> bool {
 fn privileged_a_stop_is_not_held_up_by_work_that_hangs_on_a_disk() {
     let mut node =
         Node::with(Options { config: "[server]\nshutdown_grace = \"0s\"".into(), ..Options::default() });
-    // A file that is never read to its end: whoever reads it hangs as on a disk that has gone.
-    let folder = node.dir.path().join("certs.d").join(node.registry.host());
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let fifo = folder.join("hosts.toml");
+    let image = Some(ImageSpec { image: node.busybox(), ..Default::default() });
+    let request = ImageStatusRequest { image, verbose: true };
+    let status = node.call(node.images.clone().image_status(request.clone())).expect("an answer");
+    let id = status.into_inner().image.expect("it was pulled").id;
+    // Whoever reads the image's config hangs as on a disk that has gone.
+    let config = node.root().join("images/blobs/sha256").join(id.trim_start_matches("sha256:"));
+    let (fifo, aside) = (config.clone(), config.with_extension("aside"));
+    std::fs::rename(&config, &aside).expect("the config's file");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a fifo");
-    let image = Some(ImageSpec { image: node.image.clone(), ..Default::default() });
-    let (mut client, request) = (node.images.clone(), PullImageRequest { image, ..Default::default() });
-    let pull = node.spawn(async move { client.pull_image(request).await });
+    let (mut client, again) = (node.images.clone(), request.clone());
+    let hanging = node.spawn(async move { client.image_status(again).await });
     // It opens once somebody reads (fifo(7)).
-    let _writer = eventually(|| {
+    let writer = eventually(|| {
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
         rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).ok()
     });
@@ -202,9 +205,16 @@ fn privileged_a_stop_is_not_held_up_by_work_that_hangs_on_a_disk() {
     node.stop_brigd();
     let took = began.elapsed();
     assert!(took < std::time::Duration::from_secs(8), "the stop took {took:?}");
-    node.call(pull).expect("the task ends").expect_err("the pull was cut off");
-    drop(_writer);
-    std::fs::remove_file(&fifo).expect("the fifo");
+    node.call(hanging).expect("the task ends").expect_err("the call was cut off");
+    drop(writer);
+    std::fs::rename(&aside, &config).expect("the fifo is replaced");
     node.restart_brigd();
-    node.busybox();
+    assert!(
+        !node
+            .call(node.images.clone().image_status(request))
+            .expect("an answer")
+            .into_inner()
+            .info
+            .is_empty()
+    );
 }
